@@ -1,0 +1,182 @@
+"""Federated runs on real pictures, judged by an extractor that fedsd did not train.
+
+    python benchmarks/styles.py emoji --data DIR --realism SCRIPT [--out DIR]
+    python benchmarks/styles.py pacs  --data DIR --realism SCRIPT [--out DIR]
+
+It runs `fedsd run` with the preset of that name, draws 200 pictures per style and adapter, and scores them against
+held-out pictures of the style. The FedAvg adapter is the factor mean of the last round's client adapters, as the run
+keeps it beside its own; with `--fedavg-run` it comes from a run of its own, with FedAvg in every round.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from judge import Judge, nearest_names
+from points import record
+from sklearn.metrics import adjusted_rand_score
+
+from fedsd.base import load
+from fedsd.cli import evaluate, sampling
+
+OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
+
+
+def run(preset: str, data: Path, folder: Path, more: Sequence[str]) -> float:
+    """Run one federation into `folder` unless it is there already; returns its seconds."""
+    timing = folder / "seconds.txt"
+    if not timing.exists():
+        begun = time.time()
+        command = [
+            "fedsd",
+            "run",
+            "--preset",
+            preset,
+            "--data",
+            str(data),
+            "--clients",
+            "8",
+            "--folder",
+            str(folder),
+            *more,
+        ]
+        subprocess.run([sys.executable, "-m", "fedsd.cli.main", *command[1:]], check=True)
+        timing.write_text(str(time.time() - begun))
+    return float(timing.read_text())
+
+
+def cluster_score(folder: Path) -> float:
+    """Return the adjusted Rand index of the last round's clusters against the clients' styles."""
+    done = sampling.finished(folder)
+    clients = sorted(done.style_of)
+    return float(
+        adjusted_rand_score([done.style_of[c] for c in clients], [done.cluster_of.get(c, "-1") for c in clients])
+    )
+
+
+def judge_style(judge: Judge, made: Path, held_out: np.ndarray, train: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Return KID, FID and share of right names of the pictures in `made`."""
+    fake = judge.features(made)
+    prompts = json.loads((made / "prompts.json").read_text())
+    mean, std = judge.kid(held_out, fake)
+    found = nearest_names(fake[:100], train, names)
+    right = float(np.mean([name == prompt for name, prompt in zip(found, prompts[:100], strict=True)]))
+    return {
+        "kid": mean,
+        "kid_std": std,
+        "fid": judge.fid(held_out, fake),
+        "names_right": right,
+        "n": len(fake),
+        "n_real": len(held_out),
+    }
+
+
+def main() -> None:
+    """Run, draw, judge and record."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("preset", choices=("emoji", "pacs"))
+    args.add_argument("--data", type=Path, required=True)
+    args.add_argument("--realism", type=Path, required=True)
+    args.add_argument("--out", type=Path)
+    args.add_argument("--pictures", type=int, default=200)
+    args.add_argument("--no-record", action="store_true")
+    args.add_argument("--fedavg-run", action="store_true")
+    args.add_argument("--set", "-s", action="append", default=[])
+    opts = args.parse_args()
+    judge = Judge(opts.realism)
+    out = (opts.out or Path("runs") / f"benchmark-{opts.preset}").absolute()
+    more = [part for text in opts.set for part in ("-s", text)]
+    seconds = run(opts.preset, opts.data, out / "clustered", more)
+    done, base = sampling.finished(out / "clustered"), load.load("tiny")
+    fedavg = done.loras["fedavg"]
+    if opts.fedavg_run:
+        run(opts.preset, opts.data, out / "fedavg", [*more, "-s", "strategy.name=fedavg"])
+        fedavg = sampling.finished(out / "fedavg").loras["mix"]
+    table: dict[str, dict[str, Any]] = {}
+    for style in sorted(set(done.style_of.values())):
+        held_out = judge_pictures(judge, done, style, "split=heldout")
+        train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
+        prompts = evaluate.prompts_of(done, style, opts.pictures)
+        adapters = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
+        for method, lora in adapters.items():
+            evaluate.draw(base, lora, prompts, out / "pictures" / method / style)
+            table.setdefault(method, {})[style] = judge_style(
+                judge, out / "pictures" / method / style, held_out, train, names
+            )
+            print(style, method, json.dumps(table[method][style]), flush=True)
+    ari = cluster_score(out / "clustered")
+    (out / "scores.json").write_text(json.dumps({"seconds": seconds, "ari": ari, "scores": table}, indent=1))
+    write_csv(table, out / "scores.csv")
+    if not opts.no_record:
+        points(opts.preset, table, ari, seconds)
+
+
+def pool(done: sampling.Finished, style: str, where: str) -> Sequence[Any]:
+    """Return the real pictures of a style: the rows that `where` adds, or what its clients hold."""
+    if not where:
+        return [e for client in sorted(done.examples) for e in done.examples[client] if e.style == style]
+    kept = [part for part in done.config.data.where.split(";") if not part.startswith("split=")]
+    return evaluate.real_pictures(done, style, ";".join([where, *kept]))
+
+
+def judge_pictures(judge: Judge, done: sampling.Finished, style: str, where: str) -> np.ndarray:
+    """Return features (N, 1280) of real pictures at the base's own size."""
+    import tempfile
+
+    from judge import write_pictures
+    from PIL import Image
+
+    from fedsd.data.images import pixels
+
+    unit = pixels(pool(done, style, where), load.load("tiny").size)
+    shown = [Image.fromarray(((p.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)) for p in unit]
+    with tempfile.TemporaryDirectory() as folder:
+        return judge.features(write_pictures(shown, Path(folder)))
+
+
+def write_csv(table: dict[str, dict[str, Any]], file: Path) -> None:
+    """Write one line per method and style."""
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["method", "style", "kid_x1000", "kid_std", "fid", "names_right", "n", "n_real"])
+        for method, cells in table.items():
+            for style, cell in cells.items():
+                writer.writerow(
+                    [
+                        method,
+                        style,
+                        *(round(cell[k], 3) for k in ("kid", "kid_std", "fid", "names_right", "n", "n_real")),
+                    ]
+                )
+
+
+def points(preset: str, table: dict[str, dict[str, Any]], ari: float, seconds: float) -> None:
+    """Record the points of this benchmark."""
+    command = f"python benchmarks/styles.py {preset} --data DIR --realism SCRIPT"
+    over = lambda other, style: table["cluster"][style]["kid"] / table[other][style]["kid"]  # noqa: E731
+
+    def note(name: str, value: float, target: str) -> None:
+        record(f"main.{preset}.{name}", value, target, command=command, seconds=seconds)
+
+    if preset == "pacs":
+        note("ari", ari, ">= 0.8")
+        note("kid_over_base", max(over("base", style) for style in table["cluster"]), "< 1")
+        return
+    note("ari", ari, "= 1")
+    note("kid_over_base", max(over("base", style) for style in OWN), "<= 0.5")
+    note("kid_over_fedavg", max(over("fedavg", style) for style in OWN), "<= 0.7")
+    note("twemoji_kid_over_base", over("base", "twemoji"), "< 1")
+    note("twemoji_kid_over_fedavg", over("fedavg", "twemoji"), "< 1")
+    note("names_right", min(table["cluster"][style]["names_right"] for style in table["cluster"]), ">= 0.4")
+    note("seconds", seconds, "<= 1500")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The frozen model: loading it, adapting it, denoising with it."""

@@ -1,0 +1,185 @@
+"""The command line. Exit codes: 0 ok, 1 failed run, 2 bad input, 3 too many client failures."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsd.config import Value
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Personalise Stable Diffusion across edge devices by federated learning.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Folders of pictures.")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Folder = Annotated[Path, typer.Argument(help="Run folder, as printed by `fedsd run`.")]
+
+
+def run() -> None:
+    """Start the command line; bad input ends in one line and exit code 2, a run that cannot start in 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run ends the processes it started
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _settings(preset: str | None, sets: list[str], more: dict[str, Value | None]) -> dict[str, Value]:
+    from fedsd import config as configuration
+    from fedsd.cli.run import parse_setting, read_preset
+
+    flat = configuration.defaults()
+    if preset:
+        flat |= read_preset(preset)
+    flat |= dict(parse_setting(text) for text in sets)
+    flat |= {key: value for key, value in more.items() if value is not None}
+    return flat
+
+
+def _new_folder() -> Path:
+    return Path("runs").absolute() / datetime.now(UTC).strftime("%Y-%m-%d_%H%M%S")
+
+
+@app.command("run")
+def run_command(
+    preset: Annotated[str | None, typer.Option(help="A TOML file, or the name of one of conf/.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures (data.root).")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 8,
+    rounds: Annotated[int | None, typer.Option(help="Federated rounds (run.rounds).")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/<time>.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="key=value of the run config; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last complete round in --folder.")] = False,
+    port: Annotated[int | None, typer.Option(help="Port of the SuperLink; default a free one.")] = None,
+    max_failures: Annotated[float, typer.Option(help="Share of client messages that may fail.")] = 0.25,
+    dry_run: Annotated[bool, typer.Option(help="Say what would run, and stop.")] = False,
+    report: Annotated[bool, typer.Option(help="Draw sample grids, plots and report.html at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run Algorithm 1 as a simulation on this machine."""
+    from fedsd.cli import launch
+
+    where = (folder or _new_folder()).expanduser().absolute()
+    flat = _settings(preset, sets or [], {
+        "run.rounds": rounds, "data.root": str(data.expanduser().absolute()) if data else None,
+        "run.folder": str(where), "run.resume": resume, "run.min-nodes": clients,
+    })  # fmt: skip
+    show: Callable[[str], None] = (lambda _: None) if as_json else (lambda line: print(line, flush=True))
+    plan = launch.plan(flat, clients, show)
+    if dry_run:
+        raise typer.Exit(0)
+    outcome = launch.go(flat, plan, port=port, show=show, report=report)
+    if as_json:
+        print(json.dumps(outcome.as_dict(max_failures)))
+    raise typer.Exit(outcome.exit_code(max_failures))
+
+
+@app.command()
+def watch(folder: Folder, once: Annotated[bool, typer.Option(help="Print the table once.")] = False) -> None:
+    """Show a run as a live table; works from another shell."""
+    from fedsd.cli.watch import watch as show
+
+    raise typer.Exit(1 if show(folder, once=once) == "failed" else 0)
+
+
+@app.command()
+def report(folder: Folder, as_json: Json = False) -> None:
+    """Draw the sample grids, plots and report.html of a run again."""
+    from fedsd.cli.launch import draw_report
+
+    page = draw_report(folder.absolute(), show=lambda _: None)
+    print(json.dumps({"report": str(page)}) if as_json else page)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    pictures: Annotated[int, typer.Option(min=4, help="Generated pictures per style and method.")] = 100,
+    against: Annotated[
+        list[str] | None, typer.Option(help="NAME=RUN: another run to compare with; repeatable.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Which methods, separated by commas; default all.")] = "",
+    where: Annotated[str, typer.Option(help="Rows of data.index that are the real pictures, e.g. split=heldout.")] = "",
+    extractor: Annotated[str, typer.Option(help='"auto", "inception", "embedded", or a TorchScript file.')] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score every adapter of a run by KID, FID and CLIP score, per style."""
+    from fedsd.cli.evaluate import evaluate as score
+    from fedsd.cli.evaluate import table
+
+    pairs = dict(_pair(text) for text in against or [])
+    chosen = tuple(part.strip() for part in methods.split(",") if part.strip())
+    result = score(
+        folder.absolute(), pictures=pictures, against=pairs, methods=chosen, where=where, extractor=extractor
+    )
+    print(json.dumps(result) if as_json else table(result))
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, sign, path = text.partition("=")
+    if not sign:
+        raise ValueError(f"--against {text!r} is not of the form NAME=RUN, e.g. fedavg=runs/other")
+    return name, Path(path).expanduser().absolute()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    lora: Annotated[Path | None, typer.Option(help="Folder of an adapter: runs/…/loras/cluster-0.")] = None,
+    base: Annotated[str, typer.Option(help="The base, as base.name.")] = "tiny",
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("picture.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
+    guidance: Annotated[float, typer.Option(min=1)] = 1.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw a picture from a prompt with the base and an adapter."""
+    from fedsd.cli.picture import draw_pictures
+
+    made = draw_pictures(prompt, lora, base, out, count=count, steps=steps, guidance=guidance, seed=seed)
+    print(json.dumps({"picture": str(made)}) if as_json else made)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: packages, weights, ports, disk, GPUs; say how to mend what is wrong."""
+    from fedsd.cli.doctor import examine, table
+
+    checks = examine()
+    print(json.dumps([vars(check) for check in checks]) if as_json else table(checks))
+    raise typer.Exit(0 if all(check.ok for check in checks) else 2)
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="data.* settings of the run config.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a folder of pictures holds, what is wrong with it and how to mend it."""
+    from fedsd import config as configuration
+    from fedsd.cli.folders import show_report
+    from fedsd.data.check import check
+    from fedsd.data.shares import layout_of
+
+    flat = _settings(None, sets or [], {})
+    found = check(folder, layout_of(configuration.from_run_config(flat).data))
+    print(json.dumps(found.as_dict()) if as_json else show_report(found))
+    raise typer.Exit(0 if found.ok else 2)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run()

@@ -1,0 +1,15 @@
+"""How to use a run's adapters, as lines of Python that work from the run folder."""
+
+from pathlib import PurePath
+
+
+def diffusers_lines(base: str, lora: str, prompt: str) -> str:
+    """Return the lines that draw `prompt` with `base` and the adapter loras/<lora>, by stock diffusers."""
+    if base == "tiny":
+        load = 'from fedsd.base.load import load\n\npipe = load("tiny").pipeline()'
+    else:
+        one_file = PurePath(base).suffix in (".safetensors", ".ckpt")
+        call = "from_single_file" if one_file else "from_pretrained"
+        load = f"from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.{call}({base!r})"
+    draw = f"pipe({prompt!r}, guidance_scale={1.5 if base == 'tiny' else 7.5}).images[0].save('picture.png')"
+    return f"{load}\npipe.load_lora_weights({'loras/' + lora!r})\n{draw}"

@@ -1,0 +1,130 @@
+"""Pictures from the adapters of a run: which there are, whose style they have, and sample grids."""
+
+import tomllib
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedsd import config as configuration
+from fedsd.base import adapters, denoise
+from fedsd.base.load import Base
+from fedsd.client_app import private_root
+from fedsd.data import shares
+from fedsd.data.example import Example
+from fedsd.data.partition import partition
+from fedsd.lowrank import LoRA
+from fedsd.store import RunFolder
+
+STEPS, GUIDANCE = 20, 1.5  # small models want weak guidance
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's last complete round, and what its clients hold: `examples` of each client, known in simulation only."""
+
+    folder: RunFolder
+    config: configuration.Config
+    state: Mapping[str, object]
+    loras: Mapping[str, LoRA]
+    examples: Mapping[str, tuple[Example, ...]]
+
+    @property
+    def style_of(self) -> dict[str, str]:
+        """The style that most of a client's pictures have, by client."""
+        return {
+            client: Counter(example.style for example in mine).most_common(1)[0][0]
+            for client, mine in self.examples.items()
+        }
+
+    @property
+    def cluster_of(self) -> dict[str, str]:
+        """Id of each client's cluster."""
+        clients: Mapping[str, Mapping[str, object]] = self.state["clients"]  # type: ignore[assignment]
+        return {client: str(entry["cluster"]) for client, entry in clients.items()}
+
+    def captions(self, style: str) -> list[str]:
+        """All distinct captions that clients of `style` hold, sorted."""
+        return sorted({e.caption for mine in self.examples.values() for e in mine if e.style == style})
+
+    def cluster_of_style(self, style: str) -> str:
+        """Name of the adapter of the cluster that most clients of `style` are in."""
+        ids = Counter(self.cluster_of[c] for c, s in self.style_of.items() if s == style and c in self.cluster_of)
+        return f"cluster-{ids.most_common(1)[0][0]}" if ids else "mix"
+
+
+def read_config(folder: Path) -> configuration.Config:
+    """Return the run config that a run folder was made with; ValueError when there is none."""
+    try:
+        flat = configuration.flatten(tomllib.loads((folder / "run.toml").read_text(encoding="utf-8")))
+    except OSError:
+        raise ValueError(
+            f"{folder} holds no run.toml, so it is no run folder; give the folder that `fedsd run` named"
+        ) from None
+    return configuration.from_run_config(flat)
+
+
+def finished(path: Path, server_round: int | None = None) -> Finished:
+    """Return round `server_round`, or the last complete one, of the run in `path`.
+
+    Raises ValueError when there is no such round.
+    """
+    config = read_config(path)
+    folder = RunFolder.open(path)
+    number = folder.latest_round() if server_round is None else server_round
+    if number is None:
+        raise ValueError(f"{path} has no complete round yet; wait for the first one (fedsd watch {path})")
+    state, loras = folder.load_round(number)
+    return Finished(folder, config, state, loras, holdings(config, list(state["clients"])))
+
+
+def holdings(config: configuration.Config, clients: Sequence[str]) -> dict[str, tuple[Example, ...]]:
+    """Return the pictures of simulated clients c0, c1, ...; nothing for clients that have folders of their own."""
+    numbers = [int(c[1:]) for c in clients if c[:1] == "c" and c[1:].isdigit()]
+    if len(numbers) != len(clients) or not numbers:
+        return {}
+    count = max(config.run.min_nodes, *(n + 1 for n in numbers))
+    examples = shares.pool(config.data, count, config.run.seed, private_root(config.node.private_dir))
+    parts = partition(examples, config.data.partition, count, config.run.seed, concentration=config.data.concentration)
+    return {f"c{n}": tuple(examples[i] for i in parts[n]) for n in numbers}
+
+
+def seed_of(prompt: str, number: int) -> int:
+    """Return the seed of a prompt's picture, the same for every adapter so that rows can be compared."""
+    return zlib.crc32(f"{prompt}/{number}".encode())
+
+
+def sample(
+    base: Base, lora: LoRA, prompts: Sequence[str], *, steps: int = STEPS, guidance: float = GUIDANCE
+) -> np.ndarray:
+    """Return uint8 pictures (N, H, W, 3) of `prompts` with `lora` on the base."""
+    seeds = [seed_of(prompt, i) for i, prompt in enumerate(prompts)]
+    with adapters.adapted(base, lora):
+        return denoise.generate(base, list(prompts), seeds, steps=steps, guidance=guidance)
+
+
+def grid_prompts(run: Finished, columns: int) -> list[str]:
+    """Return prompts that as many styles as possible know, spread over the alphabet."""
+    styles = sorted(set(run.style_of.values()))
+    known = [set(run.captions(style)) for style in styles]
+    common = sorted(set.intersection(*known)) if known else []
+    pool = common if len(common) >= columns else sorted(set().union(*known))
+    return [pool[i] for i in np.linspace(0, len(pool) - 1, min(columns, len(pool))).astype(int)] if pool else []
+
+
+def titles(run: Finished, prompts: Sequence[str]) -> list[str]:
+    """Return what each prompt shows: its label where captions are made from labels, else the prompt."""
+    labels = {e.caption: e.label for mine in run.examples.values() for e in mine}
+    return [labels.get(prompt) or prompt for prompt in prompts]
+
+
+def rows(run: Finished) -> list[tuple[str, LoRA]]:
+    """Return the rows of a sample grid: base, FedAvg, then one per style, or per cluster where styles are not known."""
+    styles = sorted(set(run.style_of.values()))
+    named = [(style, run.cluster_of_style(style)) for style in styles]
+    if not named:
+        named = [(name, name) for name in sorted(run.loras) if name.startswith("cluster-")]
+    return [("base", {}), ("FedAvg", run.loras["fedavg"])] + [(label, run.loras[name]) for label, name in named]

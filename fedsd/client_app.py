@@ -1,0 +1,175 @@
+"""The node's side in Flower: it unpacks an order, trains, and replies (Algorithm 1, ClientUpdate, lines 28-31).
+
+The same code runs in simulation, where `partition-id` picks a share of one folder, and in deployment, where the node
+config names the node's own folder: `name`, `data-root`, `private-dir`, `rank`.
+"""
+
+import logging
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads per actor on a busy machine were 100 times slower
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedsd import config as configuration
+from fedsd import wire
+from fedsd.base import adapters, load
+from fedsd.base.denoise import encode_pixels
+from fedsd.codec import with_feedback
+from fedsd.data import shares
+from fedsd.data.example import Example
+from fedsd.data.images import pixels as read_pixels
+from fedsd.lowrank import Factor, LoRA
+from fedsd.methods import lora
+from fedsd.privacy.style import prompt_embedding, style_embedding
+from fedsd.store import PrivateFolder
+
+app = ClientApp()
+
+
+@dataclass(frozen=True)
+class Node:
+    """Who this node is and what it has: its stable id, its LoRA rank, its private folder and its pictures."""
+
+    client: str
+    rank: int
+    private: PrivateFolder
+    examples: tuple[Example, ...]
+
+
+def private_root(directory: str) -> Path:
+    """Return the folder under which nodes keep what never leaves them."""
+    return Path(directory).expanduser() if directory else Path.home() / ".fedsd" / "nodes"
+
+
+def identify(context: Context, config: configuration.Config) -> Node:
+    """Return this node: by partition-id in simulation, by its node config in deployment."""
+    own = context.node_config
+    if not _deployed(context):
+        number, clients = int(own["partition-id"]), int(own["num-partitions"])
+        client, rank = f"c{number}", config.lora.rank_of(number)
+        root = private_root(config.node.private_dir)
+        examples = shares.share(config.data, number, clients, config.run.seed, root)
+    else:
+        client, rank = str(own["name"]), int(own.get("rank", config.lora.rank_of(0)))
+        root = Path(str(own["private-dir"]))
+        examples = shares.own(config.data, Path(str(own["data-root"])).expanduser())
+    return Node(client, rank, PrivateFolder(root, client), examples)
+
+
+def _deployed(context: Context) -> bool:
+    """Say whether this is a node with a folder of its own; ValueError names what its node config lacks."""
+    own = context.node_config
+    if "partition-id" in own and "data-root" not in own:
+        return False
+    missing = [key for key in ("name", "data-root", "private-dir") if key not in own]
+    if missing:
+        raise ValueError(
+            f'the node config lacks {", ".join(missing)}; pass --node-config \'name="a" data-root="…" private-dir="…"\''
+        )
+    return True
+
+
+def style_of(node: Node, config: configuration.Config, pixels: np.ndarray) -> np.ndarray:
+    """Return z_i (D,) from the pictures or the captions (line 30)."""
+    if config.style.source == "prompts":
+        return prompt_embedding(load.load_clip(), [example.caption for example in node.examples])
+    return style_embedding(load.load_clip(), pixels)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs of the pictures: scaled latents (N, 4, h, w) and z (D,)."""
+
+    latents: torch.Tensor
+    z: np.ndarray
+
+
+def prepare(node: Node, config: configuration.Config, base: load.Base) -> Prepared:
+    """Return latents and z, computed once and then read from the node's private folder."""
+    size = config.base.size or base.size
+    key = shares.fingerprint(node.examples, f"{base.sha}/{load.clip_sha()}/{size}/{config.style.source}")
+    kept = node.private.load(f"prepared-{key}")
+    if kept is not None:
+        arrays, _ = kept
+    else:
+        pixels = read_pixels(node.examples, size)
+        arrays = {"latents": encode_pixels(base, torch.from_numpy(pixels)).numpy(), "z": style_of(node, config, pixels)}
+        node.private.save(f"prepared-{key}", arrays)
+    return Prepared(torch.from_numpy(arrays["latents"]), arrays["z"].astype(np.float32))
+
+
+def ready(context: Context, config: configuration.Config, base: load.Base) -> tuple[Node, Prepared]:
+    """Return who this node is and its pictures, prepared.
+
+    Flower sends an error's text to the server. The text of one about a deployed node's pictures names paths and
+    captions, so it goes to the node's own log, and the server learns no more than that there is one.
+    """
+    deployed = _deployed(context)
+    try:
+        node = identify(context, config)
+        return node, prepare(node, config, base)
+    except Exception as error:
+        if not deployed:
+            raise
+        logging.getLogger(__name__).exception("the pictures of this node cannot be used")
+        kind = type(error).__name__
+        raise ValueError(f"the pictures of this node cannot be used ({kind}); the node's own log says why") from None
+
+
+def settings(config: configuration.Config) -> lora.Settings:
+    """Return the training settings of the run config."""
+    train = config.train
+    return lora.Settings(
+        train.steps, train.batch_size, train.lr, train.text_lr, train.min_snr_gamma, train.precision,
+        train.caption_dropout, config.lora.text_encoder,
+    )  # fmt: skip
+
+
+def with_kept_feedback(private: PrivateFolder, update: LoRA, run_id: int) -> LoRA:
+    """Return what to send in int8 for `update`, and keep what rounding takes away for the next round of this run."""
+    kept = private.load("owed")
+    owed: LoRA = {}
+    if kept is not None and kept[1]["run"] == run_id:
+        owed = {layer: Factor(kept[0][f"{layer}.B"], kept[0][f"{layer}.A"]) for layer in kept[1]["layers"]}
+    sent, owed = with_feedback(update, owed)
+    arrays = {f"{layer}.{side}": getattr(factor, side) for layer, factor in owed.items() for side in ("A", "B")}
+    private.save("owed", arrays, {"run": run_id, "layers": sorted(owed)})
+    return sent
+
+
+@app.query("profile")
+def profile(message: Message, context: Context) -> Message:
+    """Answer who this node is, what style its pictures have and at what rank it trains."""
+    config = configuration.from_run_config(context.run_config)
+    base = load.load(config.base.name)
+    node, prepared = ready(context, config, base)
+    adapters.check_rank(base, node.rank, config.lora.text_encoder)
+    return wire.profile_reply(wire.Profile(node.client, prepared.z, len(node.examples), node.rank, base.sha), message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on the node's own pictures from the adapter in the order, and reply with adapter, z, n, rank and loss."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    config = configuration.from_run_config(context.run_config)
+    order = wire.parse_order(message)
+    base = load.load(config.base.name)
+    node, prepared = ready(context, config, base)
+    captions = [example.caption for example in node.examples]
+    fit = lora.fit(
+        base, prepared.latents, captions, order.lora, rank=order.rank, seed=order.seed, settings=settings(config)
+    )
+    update = wire.Update(
+        node.client, fit.lora, prepared.z, len(captions), order.rank, base.sha, fit.loss_first, fit.loss_last,
+        fit.seconds, fit.images_per_second,
+    )  # fmt: skip
+    if config.wire.encoding == "int8":
+        update = replace(update, lora=with_kept_feedback(node.private, update.lora, context.run_id))
+    return wire.update_reply(update, message, encoding=config.wire.encoding)

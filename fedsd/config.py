@@ -1,0 +1,295 @@
+"""The only reader of the run config: Flower's flat dict in, small frozen dataclasses out.
+
+Keys and defaults live in `[tool.flwr.app.config]` of pyproject.toml and nowhere else. Every value is checked here,
+before any node is contacted, and all faults are reported together.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+Value = bool | int | float | str
+
+STRATEGIES = ("style-clustered", "everyone", "fedavg", "geometric-median", "flora", "local")
+RULES_FOR_LORA = (
+    "zero-padding", "hetlora", "rbla", "raflora", "flora", "flexlora", "florist", "lora-fair", "geometric-median",
+    "trimmed-mean", "multi-krum", "norm-clipping", "fedit",
+)  # fmt: skip
+METHODS = ("lora",)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it."""
+
+    rounds: int
+    seed: int
+    folder: str
+    resume: bool
+    tolerance: float
+    timeout: float
+    min_nodes: int
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen model. size: side of training pictures in pixels, 0 for the base's own."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from, and how a simulation deals them out; see `fedsd.data.example.Layout`."""
+
+    root: str
+    styles: str
+    index: str
+    path_column: str
+    style_column: str
+    caption_column: str
+    label_column: str
+    where: str
+    template: str
+    per_style: int
+    objects: str
+    partition: str
+    concentration: float
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node does on its own disk. private_dir: empty for ~/.fedsd/nodes."""
+
+    private_dir: str
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a client trains."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """LoRA ranks, handed out to simulated clients in turn, and whether the text encoder is adapted too."""
+
+    ranks: str
+    text_encoder: bool
+
+    def rank_of(self, client: int) -> int:
+        """Return the rank of client number `client`: the listed ranks in turn."""
+        listed = split_list(self.ranks)
+        return int(listed[client % len(listed)])
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Local training (line 29). lr, text_lr: of U-Net and text encoder; caption_dropout: share in [0, 1]."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    text_lr: float
+    min_snr_gamma: float
+    precision: str
+    caption_dropout: float
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """What the style embedding z is taken from (line 30)."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server combines adapters."""
+
+    name: str
+    inside: str
+    across: str
+    stack_cap: int
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """How uploads are encoded."""
+
+    encoding: str
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How clients are grouped (line 8). threshold: cosine distance in [0, 2), 0 to take it from the data."""
+
+    method: str
+    threshold: float
+    outliers: str
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Weights of the mix (line 16). alpha: balance in [0, 1]."""
+
+    alpha: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class NeutralConfig:
+    """The style-neutral adapter (lines 18-19). rank: cap."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field per section of the run config."""
+
+    run: RunConfig
+    base: BaseConfig
+    data: DataConfig
+    node: NodeConfig
+    method: MethodConfig
+    lora: RankConfig
+    train: TrainConfig
+    style: StyleConfig
+    strategy: StrategyConfig
+    wire: WireConfig
+    cluster: ClusterConfig
+    mix: MixConfig
+    neutral: NeutralConfig
+
+
+SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the parts of a comma-separated list, without blanks."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _at_least(low: float) -> tuple[Callable[[Value], bool], str]:
+    return lambda v: isinstance(v, int | float) and v >= low, f"at least {low:g}"
+
+
+def _between(low: float, high: float) -> tuple[Callable[[Value], bool], str]:
+    return lambda v: isinstance(v, int | float) and low <= v <= high, f"between {low:g} and {high:g}"
+
+
+def _one_of(*allowed: str) -> tuple[Callable[[Value], bool], str]:
+    return lambda v: v in allowed, f"one of {', '.join(allowed)}"
+
+
+def _ranks(value: Value) -> bool:
+    parts = split_list(str(value))
+    return bool(parts) and all(p.isdigit() and int(p) >= 1 for p in parts)
+
+
+RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
+    "run.rounds": _at_least(1),
+    "run.seed": _at_least(0),
+    "run.tolerance": _between(0, 1),
+    "run.timeout": _at_least(1),
+    "run.min-nodes": _at_least(1),
+    "base.size": _at_least(0),
+    "base.name": (lambda v: bool(str(v).strip()), '"tiny", a folder, a file or a hub name'),
+    "data.per-style": _at_least(1),
+    "data.template": (lambda v: "{label}" in str(v), 'a text that holds "{label}"'),
+    "data.partition": _one_of("by-style", "unequal", "dirichlet"),
+    "data.concentration": _between(1e-3, 1e6),
+    "method.name": _one_of(*METHODS),
+    "lora.ranks": (_ranks, "whole numbers of at least 1, separated by commas"),
+    "train.steps": _at_least(1),
+    "train.batch-size": _at_least(1),
+    "train.lr": _between(1e-9, 1),
+    "train.text-lr": _between(0, 1),
+    "train.min-snr-gamma": _at_least(0),
+    "train.precision": _one_of("float32", "bfloat16", "float16"),
+    "train.caption-dropout": _between(0, 1),
+    "style.source": _one_of("images", "prompts"),
+    "strategy.name": _one_of(*STRATEGIES),
+    "strategy.inside": _one_of(*RULES_FOR_LORA),
+    "strategy.across": _one_of(*RULES_FOR_LORA),
+    "strategy.stack-cap": (lambda v: v == 0 or (isinstance(v, int) and v >= 2), "0 or at least 2"),
+    "wire.encoding": _one_of("float32", "float16", "int8"),
+    "cluster.method": _one_of("k-means", "agglomerative", "hdbscan"),
+    "cluster.threshold": _between(0, 2),
+    "cluster.outliers": _one_of("singleton", "nearest"),
+    "mix.alpha": _between(0, 1),
+    "mix.formula": _one_of("normalised", "literal"),
+    "neutral.rank": _at_least(1),
+}
+
+
+def keys() -> dict[str, type]:
+    """Return every key of the run config with its type."""
+    return {
+        f"{section}.{field.name.replace('_', '-')}": field.type  # type: ignore[misc]
+        for section, kind in SECTIONS.items()
+        for field in fields(kind)
+    }
+
+
+def defaults() -> dict[str, Value]:
+    """Return the flat run config of `[tool.flwr.app.config]`; the wheel carries pyproject.toml beside this file."""
+    here = Path(__file__).resolve().parent
+    file = next(p for p in (here / "pyproject.toml", here.parent / "pyproject.toml") if p.exists())
+    return flatten(tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"])
+
+
+def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Value]:
+    """Turn nested TOML tables into Flower's flat form: {"run": {"rounds": 3}} -> {"run.rounds": 3}."""
+    flat: dict[str, Value] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, bool | int | float | str):
+            flat[f"{prefix}{key}"] = value
+        else:
+            raise ValueError(f'{prefix}{key} is a {type(value).__name__}; write lists as text, e.g. "4,8,16"')
+    return flat
+
+
+def fault_of(key: str, value: Value) -> str | None:
+    """Say what is wrong with `key = value`, or None."""
+    known = keys()
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        return f"unknown setting {key!r}; did you mean {near!r}?"
+    wanted = known[key]
+    if isinstance(value, int) and not isinstance(value, bool) and wanted is float:
+        value = float(value)
+    if type(value) is not wanted:
+        return f"{key} must be of type {wanted.__name__}; got {value!r} ({type(value).__name__})"
+    holds, allowed = RULES.get(key, (lambda _: True, ""))
+    return None if holds(value) else f"{key} must be {allowed}; got {value!r}"
+
+
+def from_run_config(flat: Mapping[str, Value]) -> Config:
+    """Return the typed config.
+
+    Raises ValueError with one line per fault: unknown key (the nearest name is offered), missing key, wrong type,
+    value out of range.
+    """
+    known = keys()
+    faults = [fault for key, value in flat.items() if (fault := fault_of(key, value))]
+    faults += [
+        f"setting {key!r} is missing; every key needs a default in pyproject.toml" for key in known if key not in flat
+    ]
+    if faults:
+        raise ValueError("the run config has faults:\n  " + "\n  ".join(faults))
+    sections = {
+        name: kind(**{
+            f.name: f.type(flat[f"{name}.{f.name.replace('_', '-')}"])  # type: ignore[operator]
+            for f in fields(kind)
+        })
+        for name, kind in SECTIONS.items()
+    }  # fmt: skip
+    return Config(**sections)

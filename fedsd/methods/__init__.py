@@ -1,0 +1,1 @@
+"""What a client trains: one paper, one file, one signature."""

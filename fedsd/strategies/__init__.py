@@ -1,0 +1,23 @@
+"""The training edge server's side; plugs into any Flower project and imports neither torch nor diffusers."""
+
+from fedsd.strategies.aggregate import STRATEGIES, Settings, aggregate_round
+from fedsd.strategies.round import Client, Cluster, Round, from_state, to_state
+from fedsd.strategies.rules import RULES, Combination
+from fedsd.strategies.style_clustered import Schedule, StyleClusteredLoRA
+from fedsd.strategies.validate import Limits
+
+__all__ = [
+    "RULES",
+    "STRATEGIES",
+    "Client",
+    "Cluster",
+    "Combination",
+    "Limits",
+    "Round",
+    "Schedule",
+    "Settings",
+    "StyleClusteredLoRA",
+    "aggregate_round",
+    "from_state",
+    "to_state",
+]

@@ -1,0 +1,226 @@
+"""The server's half of Algorithm 1 (arXiv 2508.04745): one round as a pure function, in the paper's order.
+
+Updates are summed in order of client id, so the order of arrival changes no bit of the result.
+
+Notation: ΔΘ_i update.lora, ΔΘ_c loras[k], ΔΘ_g,mix lora_mix, ΔΘ_g,neu lora_neu; z_k (K, D); d, tau, beta (K,).
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from fedsd.lowrank import Array, LoRA, lora_norm, stack_loras
+from fedsd.strategies.clustering import Clusters, Known, centroids, cluster, stable_ids
+from fedsd.strategies.inter import mix, mix_weights, neutral, normalised_trace, style_distance
+from fedsd.strategies.intra import median_rank
+from fedsd.strategies.round import Client, Cluster, Round
+from fedsd.strategies.rules import RULES, Rule
+from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.rules.hetlora import zero_padding
+from fedsd.wire import Update
+
+NO_CLUSTER = -1
+
+# name -> (who forms a group, the rule that combines a group's updates, "" for Settings.inside)
+STRATEGIES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "style-clustered": ("style", ""),
+        "everyone": ("everyone", ""),
+        "fedavg": ("everyone", "zero-padding"),
+        "geometric-median": ("everyone", "geometric-median"),
+        "flora": ("everyone", "flora"),
+        "local": ("alone", "flora"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a round is aggregated.
+
+    rule: a key of STRATEGIES; method, threshold, outliers: see `clustering.cluster`; alpha, formula: see
+    `inter.mix_weights`; rank_cap: largest rank of mix and neutral; inside, across: the rules of `rules.RULES` that
+    combine the clients of a cluster, where `rule` leaves it open, and the clusters in the mix and the neutral adapter.
+    """
+
+    rule: str = "style-clustered"
+    method: str = "agglomerative"
+    threshold: float = 0.0
+    outliers: str = "singleton"
+    alpha: float = 0.5
+    formula: str = "normalised"
+    rank_cap: int = 64
+    inside: str = "flexlora"
+    across: str = "flexlora"
+
+    def __post_init__(self) -> None:
+        """Check the names and the cap."""
+        if self.rule not in STRATEGIES:
+            raise ValueError(f"strategy.name must be one of {', '.join(STRATEGIES)}; got {self.rule!r}")
+        if self.rank_cap < 1:
+            raise ValueError(f"neutral.rank must be >= 1, got {self.rank_cap}")
+        usable = [name for name, entry in RULES.items() if not entry.asks_clients]
+        for key, name in (("strategy.inside", self.inside), ("strategy.across", self.across)):
+            if name not in usable:
+                asked = f" ({RULES[name].asks_clients})" if name in RULES else ""
+                raise ValueError(f"{key} must be one of {', '.join(usable)}; got {name!r}{asked}")
+
+    @property
+    def combine(self) -> Rule:
+        """The rule that makes one adapter of a group's updates."""
+        return RULES[self._inside].combine
+
+    @property
+    def streams(self) -> bool:
+        """Whether that rule is a sum of products; one that compares clients needs all of their updates at once."""
+        return RULES[self._inside].streams
+
+    @property
+    def _inside(self) -> str:
+        return STRATEGIES[self.rule][1] or self.inside
+
+
+@dataclass(frozen=True)
+class Groups:
+    """members: names in each of K groups; z_k: (K, D) their centroids; silhouette: of the clustering."""
+
+    members: tuple[frozenset[str], ...]
+    z_k: Array
+    silhouette: float | None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A round after step 2. clients: all that are known; loras: (K,) adapter of each group; lora_fedavg: factor mean of
+    everybody; present: names of those who took part, sorted; updates: their adapters, where they are kept.
+    """
+
+    clients: Mapping[str, Client]
+    groups: Groups
+    loras: Sequence[LoRA]
+    lora_fedavg: LoRA
+    present: tuple[str, ...]
+    updates: Mapping[str, LoRA]
+
+
+def aggregate_round(updates: Sequence[Update], previous: Round | None, settings: Settings, server_round: int) -> Round:
+    """One round of Algorithm 1, lines 7 to 21, from valid updates; ValueError when there is none.
+
+    Clients that took no part keep their last z and stay in the grouping; a cluster without a part keeps its adapter.
+    """
+    if not updates:
+        raise ValueError("no update to aggregate; a round needs at least one good reply")
+    present = {update.client: update for update in sorted(updates, key=lambda update: update.client)}
+    clients = dict(previous.clients) if previous else {}
+    clients |= {name: client_of(update) for name, update in present.items()}
+    # Step 1: dynamic clustering by style (l.7-8)
+    groups = group(clients, settings)
+    # Step 2: intra-cluster aggregation (l.9-12)
+    loras = [_adapter(members, present, previous, settings.combine) for members in groups.members]
+    return complete(
+        Combined(
+            clients,
+            groups,
+            loras,
+            zero_padding([update.lora for update in present.values()], [u.n for u in present.values()]).lora,
+            tuple(present),
+            {name: update.lora for name, update in present.items()},
+        ),
+        previous,
+        settings,
+        server_round,
+    )
+
+
+def complete(combined: Combined, previous: Round | None, settings: Settings, server_round: int) -> Round:
+    """Step 3, inter-cluster aggregation (l.13-19), and everything the server knows after the round."""
+    clients, members, loras = combined.clients, combined.groups.members, combined.loras
+    z_k = combined.groups.z_k
+    d, tau = style_distance(z_k), np.array([normalised_trace(lora_k) for lora_k in loras])
+    beta = mix_weights(d, tau, settings.alpha, settings.formula)
+    across = RULES[settings.across].combine
+    lora_mix, _ = mix(loras, beta.tolist(), settings.rank_cap, across)
+    lora_neu, discarded = neutral(loras, settings.rank_cap, across)
+
+    ids, next_id = _ids(z_k, members, previous)
+    of_client = {name: ids[k] for k, group in enumerate(members) for name in group}
+    clients = {name: replace(clients[name], cluster=of_client[name]) for name in sorted(of_client)}
+    clusters = {}
+    for k in np.argsort(ids).tolist():
+        names, rank = tuple(sorted(members[k])), max(factor.rank for factor in loras[k].values())
+        n = sum(clients[name].n for name in names)
+        clusters[ids[k]] = Cluster(names, n, rank, z_k[k], float(beta[k]), float(d[k]), float(tau[k]), loras[k])
+    return Round(
+        server_round=server_round,
+        clusters=clusters,
+        clients=clients,
+        present=combined.present,
+        updates=combined.updates,
+        lora_mix=lora_mix,
+        lora_neu=lora_neu,
+        lora_fedavg=combined.lora_fedavg,
+        silhouette=combined.groups.silhouette,
+        neutral_discarded=discarded,
+        change=_relative_change(lora_mix, previous),
+        next_id=next_id,
+    )
+
+
+def client_of(update: Update) -> Client:
+    """A client as its update shows it, in no cluster yet."""
+    return Client(NO_CLUSTER, update.rank, update.n, update.z, update.loss_first, update.loss_last)
+
+
+def group(clients: Mapping[str, Client], settings: Settings) -> Groups:
+    """Group the clients by style, or as the strategy has it (l.8)."""
+    names = sorted(clients)
+    Z = np.stack([clients[name].z for name in names])
+    grouping = STRATEGIES[settings.rule][0]
+    if grouping == "style":
+        n = [clients[name].n for name in names]
+        found = cluster(Z, n, method=settings.method, threshold=settings.threshold, outliers=settings.outliers)
+    else:
+        found = Clusters(tuple(range(len(Z))) if grouping == "alone" else (0,) * len(Z), None)
+    members: list[set[str]] = [set() for _ in range(max(found.labels) + 1)]
+    for name, label in zip(names, found.labels, strict=True):
+        members[label].add(name)
+    return Groups(tuple(frozenset(group) for group in members), centroids(Z, found.labels), found.silhouette)
+
+
+def _ids(z_k: Array, members: Sequence[AbstractSet[str]], previous: Round | None) -> tuple[list[int], int]:
+    if previous is None:
+        return list(range(len(z_k))), len(z_k)
+    known = {cluster_id: Known(found.z, set(found.members)) for cluster_id, found in previous.clusters.items()}
+    ids = stable_ids(z_k, members, known, previous.reach, previous.next_id)
+    return ids, max([previous.next_id - 1, *ids]) + 1
+
+
+def _adapter(members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, combine: Rule) -> LoRA:
+    """ΔΘ_c from the members that took part (l.11); else from the clusters that the members were in."""
+    taking_part = [present[name] for name in sorted(members) if name in present]
+    if not taking_part:
+        return adapter_before(members, previous)
+    rank = median_rank([update.rank for update in taking_part])
+    return combine([update.lora for update in taking_part], [update.n for update in taking_part], rank).lora
+
+
+def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:
+    """The adapter of a group of which nobody took part: the mean of the clusters that its members were in."""
+    if previous is None:
+        raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
+    before = [previous.clients[name] for name in sorted(members)]
+    if len({client.cluster for client in before}) == 1:
+        return previous.clusters[before[0].cluster].lora
+    rank = median_rank([client.rank for client in before])
+    loras = [previous.clusters[client.cluster].lora for client in before]
+    return flexlora(loras, [client.n for client in before], rank).lora
+
+
+def _relative_change(lora_mix: LoRA, previous: Round | None) -> float | None:
+    if previous is None:
+        return None
+    size = lora_norm(previous.lora_mix)
+    return lora_norm(stack_loras([lora_mix, previous.lora_mix], [1, -1])) / size if size > 0 else None

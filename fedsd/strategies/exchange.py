@@ -1,0 +1,88 @@
+"""Messages to nodes and their answers, one at a time, so that a round never holds more than one reply undecoded.
+
+Built on the grid's push_messages and pull_messages alone: send_and_receive returns all replies together, and nothing
+for a node that stays silent.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import httpx
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+LOG = logging.getLogger("flwr.fedsd")
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of a call that the SuperLink itself fails
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the message to one node: a reply that carries content, or the problem in words."""
+
+    node_id: int
+    reply: Message | None
+    problem: str = ""
+
+
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float, poll: float) -> Iterator[Answer]:
+    """One answer for each message, as they arrive; after `timeout` seconds the silent nodes' are problems.
+
+    messages: built one by one, as they are sent; poll: seconds between two looks at the grid when nothing is new.
+    """
+    waiting: dict[str, int] = {}
+    for message in messages:
+        # some grids return fewer ids than messages, others None in place of one: alone, each is certain
+        ids = list(patiently(partial(grid.push_messages, [message])))
+        if ids and ids[0]:
+            waiting[ids[0]] = message.metadata.dst_node_id
+        else:
+            yield Answer(message.metadata.dst_node_id, None, "its message could not be sent; the node may be gone")
+    deadline = time.monotonic() + timeout
+    while waiting:
+        late = time.monotonic() >= deadline
+        arrived = 0
+        for message_id, node_id in list(waiting.items()):
+            if (found := _pull(grid, message_id, node_id)) is not None:
+                del waiting[message_id]
+                arrived += 1
+                yield found
+        if late:
+            break
+        if waiting and not arrived:
+            time.sleep(poll)
+    for node_id in waiting.values():
+        yield Answer(node_id, None, f"no reply within {timeout:g} s")
+
+
+def answer(reply: Message, node_id: int) -> Answer:
+    """A reply as an answer; an error that it carries becomes the problem."""
+    if not reply.has_error():
+        return Answer(node_id, reply)
+    lines = (reply.error.reason or "no reason given").strip().splitlines()
+    return Answer(node_id, None, f"{lines[-1].strip()[:300]} (Flower error {reply.error.code})")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, tried again while the SuperLink fails: a busy one answers 500, "database is locked"."""
+    for wait in WAITS:
+        try:
+            return call()
+        except httpx.HTTPError as error:
+            LOG.warning("the SuperLink fails, next try in %g s: %s", wait, str(error).partition("\n")[0])
+            time.sleep(wait)
+    return call()
+
+
+def _pull(grid: Grid, message_id: str, node_id: int) -> Answer | None:
+    try:
+        replies = list(patiently(partial(grid.pull_messages, [message_id])))
+    # a reply that Flower itself cannot decode raises here; it must cost that node its turn, not everybody the run
+    except Exception as error:
+        return Answer(node_id, None, f"its reply could not be read: {error}")
+    return answer(replies[0], node_id) if replies else None

@@ -1,0 +1,168 @@
+"""What happens to the good replies of a round: held until all are there, or folded as they come."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from fedsd.lowrank import LoRA, lora_norm
+from fedsd.strategies.accumulator import Accumulator, FactorAccumulator
+from fedsd.strategies.aggregate import (
+    NO_CLUSTER,
+    Combined,
+    Groups,
+    Settings,
+    adapter_before,
+    aggregate_round,
+    client_of,
+    complete,
+    group,
+)
+from fedsd.strategies.clustering import centroids
+from fedsd.strategies.intra import median_rank
+from fedsd.strategies.round import Client, Round
+from fedsd.strategies.validate import Expected, Limits, beside, compare, majority
+from fedsd.wire import Profile, Update
+
+LOG = logging.getLogger("flwr.fedsd")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A round, None when no reply could be used; reasons: client -> why it was dropped at the end; capped: client -> n
+    used; error_bound: cluster id -> largest possible ‖error‖_F / ‖adapter‖_F of its mean, where it was streamed.
+    """
+
+    after: Round | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    capped: Mapping[str, int] = field(default_factory=dict)
+    error_bound: Mapping[int, float] = field(default_factory=dict)
+
+
+class Intake(Protocol):
+    """Takes sound updates one at a time and makes a round of them."""
+
+    def take(self, update: Update, norm: float) -> None:
+        """Take in an update whose product has norm ‖ΔΘ‖_F; ValueError with the reason when it does not fit in."""
+
+    def finish(self, server_round: int) -> Outcome:
+        """The round, when no more replies will come."""
+
+
+def open_intake(
+    profiles: Sequence[Profile], previous: Round | None, settings: Settings, limits: Limits, cap: int
+) -> Intake:
+    """The intake of a round: streamed under `cap` columns, held where that is 0 or the rule compares the clients."""
+    expected = _expected(previous, profiles) if previous else None
+    if cap and settings.streams:
+        return Streamed(profiles, previous, settings, limits, expected, cap)
+    if cap:
+        LOG.info("the rule compares the clients' updates, so all of a round's are held in memory")
+    return Held(previous, settings, limits, expected)
+
+
+@dataclass
+class Held:
+    """Keeps every reply: what rules need that compare clients, and what gives one order of summation its bits."""
+
+    previous: Round | None
+    settings: Settings
+    limits: Limits
+    expected: Expected | None
+    updates: list[Update] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)
+
+    def take(self, update: Update, norm: float) -> None:
+        """Keep it; it is judged beside the others at the end."""
+        self.updates.append(update)
+        self.norms[update.client] = norm
+
+    def finish(self, server_round: int) -> Outcome:
+        """Drop the odd ones and aggregate the others together."""
+        verdict = compare(self.updates, self.norms, self.limits, self.expected)
+        after = aggregate_round(verdict.good, self.previous, self.settings, server_round) if verdict.good else None
+        return Outcome(after, verdict.reasons, verdict.capped)
+
+
+class Streamed:
+    """Folds each reply into its group's accumulator and lets it go: memory grows with groups, not with clients.
+
+    Groups are formed before the replies come, from the profiles. A reply is judged beside those that came before it.
+    """
+
+    def __init__(
+        self,
+        profiles: Sequence[Profile],
+        previous: Round | None,
+        settings: Settings,
+        limits: Limits,
+        expected: Expected | None,
+        cap: int,
+    ) -> None:
+        self.previous, self.settings, self.limits, self.expected = previous, settings, limits, expected
+        self._before = dict(previous.clients) if previous else {}
+        announced = {one.client: Client(NO_CLUSTER, one.rank, one.n, one.z, np.nan, np.nan) for one in profiles}
+        self._groups = group(self._before | announced, settings)
+        self._group_of = {name: k for k, members in enumerate(self._groups.members) for name in members}
+        self._n_cap = int(limits.n_over_median * sorted(one.n for one in profiles)[(len(profiles) - 1) // 2])
+        self._sums = [Accumulator(cap) for _ in self._groups.members]
+        self._factors = FactorAccumulator()
+        self._norms: dict[str, float] = {}
+        self._came: dict[str, Client] = {}
+        self._capped: dict[str, int] = {}
+
+    def take(self, update: Update, norm: float) -> None:
+        """Fold it; only who it came from, its style and its counts are kept."""
+        if update.client not in self._group_of:
+            raise ValueError("it sent no profile before the round, so its style is not known")
+        expected = self.expected or majority([update])
+        if why := beside(update, norm, self._norms, self.limits, expected):
+            raise ValueError(why)
+        self.expected = expected
+        if update.n > self._n_cap:
+            self._capped[update.client] = self._n_cap
+            update = replace(update, n=self._n_cap)
+        self._sums[self._group_of[update.client]].add(update.client, update.lora, update.n)
+        self._factors.add(update.lora, update.n)
+        self._norms[update.client] = norm
+        self._came[update.client] = client_of(update)
+
+    def finish(self, server_round: int) -> Outcome:
+        """The round from the sums; clients that are known from nowhere but their profile do not stay in the groups."""
+        if not self._came:
+            return Outcome(None)
+        clients = self._before | self._came
+        kept = [k for k, members in enumerate(self._groups.members) if members & clients.keys()]
+        members = [self._groups.members[k] & clients.keys() for k in kept]
+        names = sorted(clients)
+        label = {name: index for index, group in enumerate(members) for name in group}
+        z_k = centroids(np.stack([clients[name].z for name in names]), [label[name] for name in names])
+        found = [self._adapter(k, group) for k, group in zip(kept, members, strict=True)]
+        combined = Combined(
+            clients,
+            Groups(tuple(members), z_k, self._groups.silhouette),
+            [lora for lora, _ in found],
+            self._factors.mean(),
+            tuple(sorted(self._came)),
+            {},
+        )
+        after = complete(combined, self.previous, self.settings, server_round)
+        bounds = {after.clients[min(group)].cluster: bound for group, (_, bound) in zip(members, found, strict=True)}
+        return Outcome(after, {}, self._capped, bounds)
+
+    def _adapter(self, k: int, members: frozenset[str]) -> tuple[LoRA, float]:
+        """A group's adapter, and the bound on its mean's error as a share of its norm."""
+        came = [name for name in sorted(members) if name in self._came]
+        if not came:
+            return adapter_before(members, self.previous), 0.0
+        exact, bound = self._sums[k].mean()
+        rank = median_rank([self._came[name].rank for name in came])
+        size, off = lora_norm(exact), sum(error**2 for error in bound.values()) ** 0.5
+        return self.settings.combine([exact], [1.0], rank).lora, off / size if size else 0.0
+
+
+def _expected(previous: Round, profiles: Sequence[Profile]) -> Expected:
+    layers = {layer: factor.shape for layer, factor in previous.lora_mix.items()}
+    return Expected(layers, next(iter(previous.clients.values())).z.size, profiles[0].base_sha)

@@ -1,0 +1,70 @@
+"""Which nodes there are, who they say they are, and which of them take part in a round (l.3 of Algorithm 1)."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedsd.strategies.exchange import exchange, patiently
+from fedsd.wire import Profile, parse_profile, profile_query
+
+
+def client_seed(run_seed: int, server_round: int, client: str) -> int:
+    """A seed in [0, 2³¹) for one client in one round, the same on every machine."""
+    digest = hashlib.sha256(f"{run_seed}/{server_round}/{client}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def wait_for_nodes(grid: Grid, at_least: int, timeout: float, poll: float) -> list[int]:
+    """Ids of the nodes online, sorted, as soon as there are enough; RuntimeError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(patiently(grid.get_node_ids))) < at_least:
+        if time.monotonic() >= deadline:
+            raise RuntimeError(f"{len(nodes)} nodes are online and {at_least} are needed; waited {timeout:g} s")
+        time.sleep(poll)
+    return nodes
+
+
+def ask_profiles(
+    grid: Grid, nodes: Iterable[int], timeout: float, poll: float
+) -> tuple[dict[int, Profile], dict[int, str]]:
+    """Profiles by node id, and the reason for each node that has none."""
+    profiles: dict[int, Profile] = {}
+    reasons: dict[int, str] = {}
+    for found in exchange(grid, (profile_query(node) for node in nodes), timeout, poll):
+        if found.reply is None:
+            reasons[found.node_id] = found.problem
+            continue
+        try:
+            profiles[found.node_id] = parse_profile(found.reply)
+        except ValueError as error:
+            reasons[found.node_id] = f"its profile is not valid: {error}"
+    return profiles, reasons
+
+
+def misfits(profiles: Mapping[int, Profile]) -> dict[int, str]:
+    """Nodes that cannot take part beside the others, with the reason: a client id used twice, or another base."""
+    reasons: dict[int, str] = {}
+    owner: dict[str, int] = {}
+    for node in sorted(profiles):
+        first = owner.setdefault(profiles[node].client, node)
+        if first != node:
+            reasons[node] = f"client id {profiles[node].client} is already used by another node; give each its own"
+    bases = Counter(profile.base_sha for node, profile in profiles.items() if node not in reasons)
+    for node, profile in profiles.items():
+        most = bases.most_common(1)[0][0]
+        if node not in reasons and profile.base_sha != most:
+            reasons[node] = f"it has base {profile.base_sha[:12]}, not {most[:12]}; give all nodes the same base.name"
+    return reasons
+
+
+def sample(clients: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """S_r ← random client subset (l.3): ⌈fraction · N⌉ of the clients, sorted; at least one where there is any."""
+    size = min(len(clients), max(1, int(np.ceil(fraction * len(clients)))))
+    if not clients:
+        return []
+    chosen = np.random.default_rng(seed).choice(len(clients), size, replace=False)
+    return sorted(sorted(clients)[index] for index in chosen)

@@ -1,0 +1,123 @@
+"""What the server knows after a round, and the same as JSON values and named adapters for the store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsd.lowrank import Array, LoRA
+from fedsd.strategies.clustering import reach
+
+
+@dataclass(frozen=True)
+class Client:
+    """What the server knows of a client. z: (D,); losses are those of the last round it took part in."""
+
+    cluster: int
+    rank: int
+    n: int
+    z: Array
+    loss_first: float
+    loss_last: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One style. n: images of all members; rank: of its adapter; z: (D,) centroid; beta, d, tau: see `inter`."""
+
+    members: tuple[str, ...]
+    n: int
+    rank: int
+    z: Array
+    beta: float
+    d: float
+    tau: float
+    lora: LoRA
+
+
+@dataclass(frozen=True)
+class Round:
+    """Everything the server knows after a round.
+
+    present: names of the clients that took part, sorted; updates: their adapters, empty when they were folded as they
+    came; lora_fedavg: their factor mean, for comparison; neutral_discarded:
+    share of energy that the rank cap cost; change: ‖mix - mix before‖ / ‖mix before‖, None in the first round;
+    next_id: first unused cluster id; silhouette: of the clustering, None when there is one cluster or no member has
+    company.
+    """
+
+    server_round: int
+    clusters: Mapping[int, Cluster]
+    clients: Mapping[str, Client]
+    present: tuple[str, ...]
+    updates: Mapping[str, LoRA]
+    lora_mix: LoRA
+    lora_neu: LoRA
+    lora_fedavg: LoRA
+    silhouette: float | None
+    neutral_discarded: float
+    change: float | None
+    next_id: int
+
+    @property
+    def loss(self) -> float:
+        """Mean last loss of this round's clients, by images."""
+        present = [self.clients[name] for name in self.present]
+        return sum(client.n * client.loss_last for client in present) / sum(client.n for client in present)
+
+    @property
+    def reach(self) -> float:
+        """Cosine distance within which a new client belongs to its nearest cluster."""
+        return reach(np.stack([found.z for found in self.clusters.values()]))
+
+
+def to_state(after: Round) -> tuple[dict[str, Any], dict[str, LoRA]]:
+    """The round as JSON values and as named adapters: mix, neutral, fedavg, cluster-<id>, clients/<client>."""
+    state = {
+        "round": after.server_round,
+        "clusters": {str(cluster_id): _plain(found, "lora") for cluster_id, found in after.clusters.items()},
+        "clients": {name: _plain(client) for name, client in after.clients.items()},
+        "silhouette": after.silhouette,
+        "neutral_discarded_energy": after.neutral_discarded,
+        "change": after.change,
+        "next_id": after.next_id,
+        "present": list(after.present),
+    }
+    adapters = {"mix": after.lora_mix, "neutral": after.lora_neu, "fedavg": after.lora_fedavg}
+    adapters |= {f"cluster-{cluster_id}": found.lora for cluster_id, found in after.clusters.items()}
+    return state, adapters | {f"clients/{name}": lora for name, lora in after.updates.items()}
+
+
+def from_state(state: Mapping[str, Any], adapters: Mapping[str, LoRA]) -> Round:
+    """The round that `to_state` took apart, bit for bit."""
+    clusters = {
+        int(cluster_id): Cluster(
+            **_numbers(entry) | {"members": tuple(entry["members"]), "lora": adapters[f"cluster-{cluster_id}"]}
+        )
+        for cluster_id, entry in state["clusters"].items()
+    }
+    updates = {name.removeprefix("clients/"): lora for name, lora in adapters.items() if name.startswith("clients/")}
+    return Round(
+        server_round=state["round"],
+        clusters=clusters,
+        clients={name: Client(**_numbers(entry)) for name, entry in state["clients"].items()},
+        present=tuple(state["present"]),
+        updates=updates,
+        lora_mix=adapters["mix"],
+        lora_neu=adapters["neutral"],
+        lora_fedavg=adapters["fedavg"],
+        silhouette=state["silhouette"],
+        neutral_discarded=state["neutral_discarded_energy"],
+        change=state["change"],
+        next_id=state["next_id"],
+    )
+
+
+def _plain(entry: Client | Cluster, *left_out: str) -> dict[str, Any]:
+    values = {key: value for key, value in vars(entry).items() if key not in left_out}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(entry) | {"z": np.asarray(entry["z"], dtype=np.float32)}

@@ -1,0 +1,294 @@
+"""Algorithm 1 as a Flower strategy; the paper's baselines are the same strategy with another rule.
+
+    strategy = StyleClusteredLoRA(Settings(rule="style-clustered"))
+    strategy.start(grid, ArrayRecord(), num_rounds=3)
+
+It moves messages and keeps the run going when nodes fail; what is computed from the replies is
+`aggregate.aggregate_round`. It writes no file: events and rounds go to the two callbacks.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedsd.lowrank import Factor, LoRA, reseed, resize_lora
+from fedsd.strategies.aggregate import NO_CLUSTER, Settings
+from fedsd.strategies.arrivals import arrive, start_of
+from fedsd.strategies.events import client_done, round_clusters
+from fedsd.strategies.exchange import Answer, answer, exchange
+from fedsd.strategies.intake import Intake, open_intake
+from fedsd.strategies.roster import ask_profiles, client_seed, misfits, sample, wait_for_nodes
+from fedsd.strategies.round import Round
+from fedsd.strategies.validate import Limits, check_update
+from fedsd.wire import Order, Profile, Update, lora_record, order_message, parse_lora, parse_update
+
+LOG = logging.getLogger("flwr.fedsd")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a run goes along.
+
+    seed: all others derive from it; fraction: of the clients asked in a round, (0, 1]; min_nodes: waited for;
+    tolerance: the run ends when the mix changes by less than this share, 0 never; encoding: of adapters sent, float32
+    or float16; stack_cap: columns to which replies are folded as they come, see `intake.Streamed`, 0: they are held;
+    profile_timeout, poll: seconds; max_actor_deaths: simulation workers that may die before the run is given up.
+    """
+
+    seed: int = 0
+    fraction: float = 1.0
+    min_nodes: int = 1
+    tolerance: float = 0.0
+    encoding: str = "float32"
+    stack_cap: int = 0
+    profile_timeout: float = 600.0
+    poll: float = 0.2
+    max_actor_deaths: int = 3
+
+
+def _ignore(_: Any) -> None:
+    """Take no notice: the callback when none is given."""
+
+
+class StyleClusteredLoRA(Strategy):
+    """Federated LoRA by style clusters (arXiv 2508.04745, Algorithm 1), or by the rule that `settings` names.
+
+    on_event: called with a dict for each event of the run; on_round: with each `Round` when it is complete. A round
+    without a usable reply raises RuntimeError; so do more dead workers than the schedule allows.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        limits: Limits | None = None,
+        schedule: Schedule | None = None,
+        on_event: Callable[[dict[str, Any]], None] = _ignore,
+        on_round: Callable[[Round], None] = _ignore,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.limits = limits or Limits()
+        self.schedule = schedule or Schedule()
+        self.previous: Round | None = None
+        self._on_event = on_event
+        self._on_round = on_round
+        self._profiles: dict[int, Profile] = {}  # by Flower's node id, of the nodes that can take part
+        self._deaths: Counter[str] = Counter()  # by client: workers that died while it was training
+
+    def resume(self, previous: Round) -> None:
+        """Go on after `previous` as if the run had never stopped; call it before `start`."""
+        self.previous = previous
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        LOG.info("\t├──> %s", self.settings)
+        LOG.info("\t├──> %s", self.limits)
+        LOG.info("\t└──> %s", self.schedule)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run rounds up to number `num_rounds`, from 1 or, after `resume`, from the one that comes next (l.1-27).
+
+        initial_arrays: a LoRA that every node starts from, or empty; timeout: seconds a round waits for replies;
+        evaluate_fn: called with the round and the mix. Nodes are not asked to evaluate: `evaluate_config` has no
+        effect.
+        """
+        self.summary()
+        try:
+            result = self._run(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_fn)
+        except Exception as error:
+            self._on_event({"event": "run.failed", "reason": str(error)})
+            raise
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each client of the round, with its cluster's adapter at its own rank (l.3-4, l.25)."""
+        return list(self._orders(server_round, arrays, config, grid))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies and aggregate (l.5-21); the arrays returned are the mix."""
+        after = self._fold(server_round, (answer(reply, reply.metadata.src_node_id) for reply in replies))
+        metrics = MetricRecord({"clusters": len(after.clusters), "clients": len(after.present), "loss": after.loss})
+        return lora_record(after.lora_mix), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No message: adapters are evaluated where the base is, which is not on this server."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing: no node was asked."""
+        return None
+
+    def _run(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> Result:
+        result, converged = Result(arrays=arrays), False
+        server_round = self.previous.server_round if self.previous else 0
+        if evaluate_fn and server_round == 0 and (metrics := evaluate_fn(0, arrays)) is not None:
+            result.evaluate_metrics_serverapp[0] = metrics
+        while server_round < num_rounds and not converged:
+            server_round += 1
+            began = time.monotonic()
+            orders = self._orders(server_round, arrays, train_config or ConfigRecord(), grid)
+            after = self._fold(server_round, exchange(grid, orders, timeout, self.schedule.poll))
+            seconds, loss, change = time.monotonic() - began, after.loss, after.change
+            self._tell("round.done", round=server_round, seconds=seconds, loss=loss, change=change)
+            result.train_metrics_clientapp[server_round] = MetricRecord({"loss": loss, "seconds": seconds})
+            result.arrays = lora_record(after.lora_mix)
+            if evaluate_fn and (metrics := evaluate_fn(server_round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = metrics
+            # l.22-23: stop when converged
+            converged = change is not None and change < self.schedule.tolerance
+            if server_round < num_rounds:
+                self._check_workers()
+        self._tell("run.done", rounds=server_round, converged=converged)
+        return result
+
+    def _orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterator[Message]:
+        """The round's messages, built one at a time."""
+        self._meet(server_round, grid)
+        by_client = {profile.client: node for node, profile in self._profiles.items()}
+        # a client in whose hands two workers died is not asked a third time: it would take the last ones down
+        able = [client for client in by_client if self._deaths[client] < 2]
+        chosen = sample(able, self.schedule.fraction, client_seed(self.schedule.seed, server_round, "sample"))
+        self._tell("round.start", round=server_round, clients=chosen)
+        initial = parse_lora(arrays)
+        resized: dict[tuple[int, int], tuple[LoRA, LoRA]] = {}  # holds the adapter, so that its id stays its own
+        for client in chosen:
+            node = by_client[client]
+            profile = self._profiles[node]
+            cluster, lora = self._start_of(profile, initial)
+            key = id(lora), profile.rank
+            if key not in resized:
+                resized[key] = lora, resize_lora(lora, profile.rank)
+            seed = client_seed(self.schedule.seed, server_round, client)
+            start = warm_start(resized[key][1], seed)
+            order = Order(server_round, profile.rank, cluster, seed, start)
+            yield order_message(order, node, encoding=self.schedule.encoding, config=config)
+
+    def _meet(self, server_round: int, grid: Grid) -> None:
+        """Bring `_profiles` up to date with the nodes that are online; those not known yet are asked who they are."""
+        schedule = self.schedule
+        online = wait_for_nodes(grid, schedule.min_nodes, schedule.profile_timeout, schedule.poll)
+        known = {node: profile for node, profile in self._profiles.items() if node in online}
+        unknown = [node for node in online if node not in known]
+        profiles, reasons = ask_profiles(grid, unknown, schedule.profile_timeout, schedule.poll)
+        unfit = misfits(known | profiles)
+        for node, reason in (reasons | unfit).items():
+            name = profiles[node].client if node in profiles else f"node {node}"
+            self._fail(server_round, name, reason)
+        self._profiles = {node: profile for node, profile in (known | profiles).items() if node not in unfit}
+        for node in sorted(profiles.keys() & self._profiles.keys(), key=lambda node: profiles[node].client):
+            profile = profiles[node]
+            self._tell("client.profile", client=profile.client, rank=profile.rank, n=profile.n)
+        if not self._profiles:
+            raise RuntimeError(f"round {server_round}: no node can take part; " + _joined(reasons | unfit))
+
+    def _start_of(self, profile: Profile, initial: LoRA) -> tuple[int, LoRA]:
+        """The adapter that a client starts from, and its cluster: its own, the nearest for a new client, or the mix."""
+        if self.previous is None:
+            return NO_CLUSTER, initial
+        if profile.client in self.previous.clients:
+            cluster = self.previous.clients[profile.client].cluster
+            return cluster, self.previous.clusters[cluster].lora
+        found = arrive(profile.z, profile.n, self.previous)
+        self._tell("client.arrived", client=profile.client, **vars(found), reason=found.reason)
+        return NO_CLUSTER if found.kind == "new" else found.cluster, start_of(found, self.previous)
+
+    def _fold(self, server_round: int, answers: Iterable[Answer]) -> Round:
+        """Take the answers one at a time, drop and name the bad ones, and aggregate the good ones."""
+        reasons: dict[str, str] = {}
+        intake: Intake | None = None
+        for found in answers:
+            profile = self._profiles.get(found.node_id)
+            name = profile.client if profile else f"node {found.node_id}"
+            # opened late: the profiles are known when the first answer comes, after all orders were made
+            intake = intake or self._intake()
+            try:
+                update = _read(found, name)
+                intake.take(update, check_update(update, self.limits))
+            except ValueError as error:
+                reasons[name] = str(error)
+                self._fail(server_round, name, str(error))
+                continue
+            self._on_event(client_done(server_round, update))
+        outcome = (intake or self._intake()).finish(server_round)
+        for name, reason in outcome.reasons.items():
+            self._fail(server_round, name, reason)
+        for name, n in outcome.capped.items():
+            LOG.warning("round %d: %s counts as %d images, which is the cap", server_round, name, n)
+        if outcome.after is None:
+            problem = _joined(reasons | dict(outcome.reasons)) or "no client was asked"
+            raise RuntimeError(f"round {server_round} brought no usable reply; {problem}")
+        self.previous = outcome.after
+        self._on_event(round_clusters(outcome.after, outcome.error_bound))
+        self._on_round(outcome.after)
+        return outcome.after
+
+    def _intake(self) -> Intake:
+        profiles = list(self._profiles.values())
+        return open_intake(profiles, self.previous, self.settings, self.limits, self.schedule.stack_cap)
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        self._on_event({"event": event, **fields})
+
+    def _fail(self, server_round: int, client: str, reason: str) -> None:
+        LOG.warning("round %d: %s dropped: %s", server_round, client, reason)
+        self._tell("client.failed", round=server_round, client=client, reason=reason)
+        # a dead simulation worker is never replaced by Flower, and answers every later message with this error
+        if "ActorDied" in reason or "actor died" in reason:
+            self._deaths[client] += 1
+
+    def _check_workers(self) -> None:
+        if self._deaths.total() > self.schedule.max_actor_deaths:
+            raise RuntimeError(
+                f"simulation workers died {self._deaths.total()} times, with {_joined(self._deaths)}; Flower does not "
+                "replace them. They may have run out of memory: give each client more CPUs or a smaller batch, "
+                "then resume"
+            )
+
+
+def warm_start(lora: LoRA, seed: int) -> dict[str, Factor]:
+    """The same ΔΘ, able to learn in every direction: see `lowrank.reseed`."""
+    return {layer: reseed(lora[layer], [seed, index]) for index, layer in enumerate(sorted(lora))}
+
+
+def _read(found: Answer, client: str) -> Update:
+    """The update in an answer; ValueError with the problem, or when the node answers in another client's name."""
+    if found.reply is None:
+        raise ValueError(found.problem)
+    update = parse_update(found.reply)
+    if update.client != client:
+        raise ValueError(f"it answers as {update.client}; a node must keep its client id for the whole run")
+    return update
+
+
+def _joined(entries: dict[Any, Any]) -> str:
+    return "; ".join(f"{key}: {value}" for key, value in sorted(entries.items()))

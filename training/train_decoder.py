@@ -1,0 +1,111 @@
+"""Sharpen the decoder of the embedded autoencoder; the encoder, and so every latent, stays as it is.
+
+Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
+2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Whole pictures, 64x64.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from pictures import EMOJI_STYLES, draw_all, read_emoji, to_pixels
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from train_autoencoder import ALL_GROUPS, LATENT_NOISE, augment
+
+from fedsd.data import drawn
+
+
+def discriminator() -> nn.Sequential:
+    """Return a patch discriminator: (N, 3, H, W) -> (N, 1, H/4, W/4) scores."""
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(24, 48, 4, 2, 1), nn.GroupNorm(6, 48),
+        nn.LeakyReLU(0.2), nn.Conv2d(48, 64, 3, 1, 1), nn.GroupNorm(8, 64), nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 1, 3, 1, 1),
+    )  # fmt: skip
+
+
+class Perception(nn.Module):
+    """Features of the stem and the first stage of the embedded image tower."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        model = open_clip.model.CLIP(**config)
+        model.load_state_dict(
+            {k: v.float() for k, v in load_file(folder / "open_clip_model.safetensors").items()}, strict=False
+        )
+        self.visual = model.visual.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return two feature maps of pixels in [-1, 1]."""
+        v = self.visual
+        first = v.act1(v.bn1(v.conv1(x)))
+        second = v.act3(v.bn3(v.conv3(v.act2(v.bn2(v.conv2(first))))))
+        return [first, second, v.layer1(v.avgpool(second))]
+
+
+def main() -> None:
+    """Train for `--minutes`, resuming from `--out` where it exists."""
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument("--emoji", type=Path, required=True)
+    args.add_argument("--vae", type=Path, required=True)
+    args.add_argument("--clip", type=Path, required=True)
+    args.add_argument("--out", type=Path, required=True)
+    args.add_argument("--minutes", type=float, default=15)
+    args.add_argument("--lr", type=float, default=1.5e-3)
+    args.add_argument("--adversarial", type=float, default=0.05)
+    args.add_argument("--threads", type=int, default=2)
+    opts = args.parse_args()
+    torch.set_num_threads(opts.threads)
+    generator = torch.Generator().manual_seed(int(time.time()))
+    emoji = to_pixels(read_emoji(opts.emoji, EMOJI_STYLES, ALL_GROUPS))
+    data = torch.cat([emoji, emoji, to_pixels(draw_all(drawn.LOOKS + drawn.STYLES, variations=2))])
+    vae = AutoencoderTiny.from_pretrained(opts.out if (opts.out / "config.json").exists() else opts.vae)
+    vae.encoder.requires_grad_(False)
+    perceive, critic = Perception(opts.clip), discriminator()
+    optimiser = torch.optim.AdamW(vae.decoder.parameters(), lr=opts.lr, betas=(0.9, 0.99), fused=True)
+    critics = torch.optim.AdamW(critic.parameters(), lr=5e-4, betas=(0.5, 0.99))
+    averages = {k: v.clone() for k, v in vae.state_dict().items()}
+    start, step = time.time(), 0
+    while (progress := (time.time() - start) / 60 / opts.minutes) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = opts.lr * min(1, (step + 1) / 50) * max(0.02, 1 - progress)
+        x = augment(data[torch.randint(0, len(data), (48,), generator=generator)], generator)
+        with torch.no_grad():
+            z = vae.encode(x).latents
+        y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
+        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        seen = sum(F.l1_loss(a, b) for a, b in zip(perceive(y), perceive(x), strict=True))
+        adversarial = -critic(y).mean() if progress > 0.15 else torch.zeros(())
+        loss = F.l1_loss(y, x) + 0.5 * edges + 0.3 * seen + opts.adversarial * adversarial
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        optimiser.step()
+        scores = critic(x), critic(y.detach())
+        critic_loss = F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean()
+        critics.zero_grad()
+        critic_loss.backward()
+        critics.step()
+        step += 1
+        with torch.no_grad():
+            for k, v in vae.state_dict().items():
+                averages[k].lerp_(v, 0.01)
+        if step % 100 == 0:
+            psnr = 10 * torch.log10(4 / F.mse_loss(y.detach(), x))
+            print(
+                f"step {step}  psnr {psnr:.2f}  seen {seen.item():.4f}  critic {critic_loss.item():.3f}",
+                flush=True,
+            )
+    vae.load_state_dict(averages)
+    vae.save_pretrained(opts.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Train the text encoder and the U-Net of the embedded base, together and from nothing.
+
+The state (weights, averages, optimiser, counters) is written to `--out/state.pt` every few minutes, and a later call
+goes on from there: `--hours` counts this sitting alone. On a GPU use `--batch 512 --hours 0.15`.
+The loss is the v-prediction loss (Salimans and Ho 2022, arXiv 2202.00512) at uniform timesteps.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from pictures import Picture, captions, draw_all, read_emoji, to_pixels
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from fedsd.base.tokenizer import build_tokenizer
+from fedsd.data import drawn
+
+WIDTH = 80  # of the text encoder and of cross-attention
+MAX_TOKENS = 32  # SD 1.x has 77; short captions make every training step cheaper
+AVERAGE_EVERY = 4  # steps between two updates of the averaged weights
+EMOJI_SHARE = 0.65  # of the samples; the rest are drawn objects
+
+
+def build_text_encoder() -> CLIPTextModel:
+    """Return CLIP's text transformer at 80 channels and 4 layers over CLIP's own vocabulary."""
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=4, num_attention_heads=5,
+        max_position_embeddings=MAX_TOKENS, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Return the U-Net: three levels, attention at the lower two and, going up, at the top one."""
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, cross_attention_dim=WIDTH,
+        block_out_channels=(32, 80, 120), norm_num_groups=8, attention_head_dim=(2, 4, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Return SD 1.x's noise schedule for v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction", timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+class Trainer:
+    """Everything one step needs; `save` and `load` keep it across sittings."""
+
+    def __init__(self, pictures: list[Picture], latents: Tensor, lr: float, device: str) -> None:
+        torch.manual_seed(0)
+        self.device, self.lr, self.samples, self.seconds = device, lr, 0, 0.0
+        self.unet = build_unet().to(device, memory_format=torch.channels_last)
+        self.text_encoder = build_text_encoder().to(device)
+        self.text_encoder.get_input_embeddings().weight.data.mul_(2)  # std 0.04: names start well apart
+        self.modules = torch.nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
+        self.averages = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            self.modules.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True
+        )
+        self.abar = build_scheduler().alphas_cumprod.to(device)
+        self.tokenizer = build_tokenizer(MAX_TOKENS)
+        self.pictures, self.latents = pictures, latents
+        is_emoji = np.array([p.style in ("noto", "fluent_3d") for p in pictures])
+        self.weights = np.where(is_emoji, EMOJI_SHARE / is_emoji.sum(), (1 - EMOJI_SHARE) / (~is_emoji).sum())
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return latents (size, 4, 16, 16) and token ids (size, MAX_TOKENS)."""
+        index = rng.choice(len(self.pictures), size, p=self.weights)
+        texts = [captions(self.pictures[i], rng) for i in index]
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        return self.latents[index].to(self.device), ids.input_ids.to(self.device)
+
+    def loss(self, x0: Tensor, ids: Tensor) -> Tensor:
+        """Mean squared error of v = sqrt(abar) eps - sqrt(1 - abar) x0."""
+        t = torch.randint(0, len(self.abar), (len(x0),), device=self.device)
+        a, s = self.abar[t].sqrt().view(-1, 1, 1, 1), (1 - self.abar[t]).sqrt().view(-1, 1, 1, 1)
+        eps = torch.randn_like(x0)
+        x_t = (a * x0 + s * eps).contiguous(memory_format=torch.channels_last)
+        states = self.text_encoder(ids).last_hidden_state
+        return F.mse_loss(self.unet(x_t, t, states).sample, a * eps - s * x0)
+
+    def step(self, size: int, rng: np.random.Generator) -> float:
+        """One optimiser step; returns its loss."""
+        loss = self.loss(*self.batch(size, rng))
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimiser.step()
+        self.samples += size
+        if self.samples // size % AVERAGE_EVERY == 0:
+            self.average(min(0.996, 1 - 1 / (1 + self.samples / size / 40)))
+        return loss.item()
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Move the averages towards the weights."""
+        now = self.modules.state_dict()
+        floats = [key for key, value in self.averages.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.averages[k] for k in floats], [now[k] for k in floats], 1 - decay)
+
+    def save(self, folder: Path) -> None:
+        """Write the resumable state and the averaged weights as diffusers folders, atomically."""
+        state = {
+            "modules": self.modules.state_dict(), "averages": self.averages, "optimiser": self.optimiser.state_dict(),
+            "samples": self.samples, "seconds": self.seconds,
+        }  # fmt: skip
+        torch.save(state, folder / "state.tmp")
+        os.replace(folder / "state.tmp", folder / "state.pt")
+        live = {k: v.clone() for k, v in self.modules.state_dict().items()}
+        self.modules.load_state_dict(self.averages)
+        self.unet.save_pretrained(folder / "unet")
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        self.modules.load_state_dict(live)
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of a diffusers folder, without the optimiser's state."""
+        self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+        self.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
+        self.averages = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
+
+    def load(self, folder: Path) -> None:
+        """Go on from `save`'s state."""
+        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        self.modules.load_state_dict(state["modules"])
+        self.averages = state["averages"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.samples, self.seconds = state["samples"], state["seconds"]
+
+
+def encode(vae: AutoencoderTiny, pictures: list[Picture]) -> Tensor:
+    """Return scaled latents (N, 4, 16, 16)."""
+    with torch.inference_mode():
+        return torch.cat([vae.encode(x).latents for x in to_pixels(pictures).split(64)]).clone()
+
+
+def main() -> None:
+    """Train for `--hours` in this sitting."""
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument("--emoji", type=Path, required=True)
+    args.add_argument("--vae", type=Path, required=True)
+    args.add_argument("--out", type=Path, required=True)
+    args.add_argument("--start", type=Path, help="weights to start from where --out is new, e.g. fedsd_tiny/base")
+    args.add_argument("--hours", type=float, default=1.0)
+    args.add_argument("--lr", type=float, default=1e-3)
+    args.add_argument("--decay-to", type=float, default=0.1, help="learning rate at the end, as a share of --lr")
+    args.add_argument("--batch", type=int, default=32)
+    args.add_argument("--threads", type=int, default=2)
+    opts = args.parse_args()
+    torch.set_num_threads(opts.threads)
+    opts.out.mkdir(parents=True, exist_ok=True)
+    pictures = read_emoji(opts.emoji) + draw_all(drawn.LOOKS, variations=6)
+    trainer = Trainer(pictures, encode(AutoencoderTiny.from_pretrained(opts.vae), pictures), opts.lr,
+                      "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
+    if (opts.out / "state.pt").exists():
+        trainer.load(opts.out)
+    elif opts.start:
+        trainer.start_from(opts.start)
+    rng = np.random.default_rng(trainer.samples)
+    torch.manual_seed(trainer.samples)
+    start, saved, before, losses = time.time(), time.time(), trainer.seconds, []
+    while (passed := time.time() - start) < 3600 * opts.hours:
+        progress = passed / 3600 / opts.hours
+        for group in trainer.optimiser.param_groups:
+            group["lr"] = (
+                opts.lr * min(1, (trainer.samples / opts.batch + 1) / 300) * (1 - (1 - opts.decay_to) * progress)
+            )
+        losses.append(trainer.step(opts.batch, rng))
+        trainer.seconds = before + time.time() - start
+        if len(losses) == 100:
+            print(f"samples {trainer.samples}  loss {np.mean(losses):.4f}  {trainer.seconds:.0f} s", flush=True)
+            losses = []
+        if time.time() - saved > 240:
+            trainer.save(opts.out)
+            saved = time.time()
+    trainer.save(opts.out)
+
+
+if __name__ == "__main__":
+    main()
