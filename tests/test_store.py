@@ -3,6 +3,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -38,13 +39,19 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run")
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 2,000 bytes: the write fails as it does on a full disk."""
+    """No file may grow beyond 2,000 bytes within the block: the write fails as it does on a full disk.
+
+    It holds for every file of the process, pytest's own report too where that goes into one, so it must end before
+    the test does.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def everything_below(folder: Path) -> dict[str, bytes]:
@@ -141,33 +148,30 @@ def test_rounds_are_in_order_and_unfinished_ones_do_not_count(run):
         run.save_round({"round": 10}, {})
 
 
-def test_a_full_disk_leaves_the_round_before_whole_and_says_so(run, request):
+def test_a_full_disk_leaves_the_round_before_whole_and_says_so(run):
     small = {"mix": {"q": Factor(np.ones((2, 1), np.float32), np.ones((1, 2), np.float32))}}
     run.save_round({"round": 1}, small)
     before = everything_below(run.path)
     large = {"cluster-0": {"q": Factor(np.ones((900, 1), np.float32), np.ones((1, 2), np.float32))}}
-    request.getfixturevalue("small_disk")
-    with pytest.raises(
-        OSError, match=r"no space left for round 2 in .*ckpt; round 1 is intact: free some space and resume"
-    ):
+    problem = r"no space left for round 2 in .*ckpt; round 1 is intact: free some space and resume"
+    with small_disk(), pytest.raises(OSError, match=problem):
         run.save_round({"round": 2}, small | large)
     assert everything_below(run.path) == before
     assert run.latest_round() == 1
     assert_same(run.load_round(1)[1]["mix"], small["mix"])
 
 
-def test_a_full_disk_in_the_first_round(run, small_disk):
-    with pytest.raises(OSError, match="no round was complete before it"):
+def test_a_full_disk_in_the_first_round(run):
+    with small_disk(), pytest.raises(OSError, match="no round was complete before it"):
         run.save_round({"round": 1, "text": "x" * 3000}, {})
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, request):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     file = tmp_path / "deep" / "report.html"
     write_file(file, b"first")
     write_file(file, b"second")
     assert file.read_bytes() == b"second"
-    request.getfixturevalue("small_disk")
-    with pytest.raises(OSError, match="File too large"):
+    with small_disk(), pytest.raises(OSError, match="File too large"):
         write_file(file, b"x" * 3000)
     assert everything_below(tmp_path) == {"deep/report.html": b"second"}
 
