@@ -51,26 +51,29 @@ class Perception(nn.Module):
 
 
 def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Make three pictures in ten coarse pixels and three in twenty outlines: (N, 3, 64, 64) in [-1, 1] -> the same.
+    """Make a third of the pictures coarse pixels and a sixth outlines: (N, 3, 64, 64) in [-1, 1] -> the same.
 
     Edges at arbitrary places of the latent grid are what a decoder of soft pictures cannot draw.
     """
     out = x.clone()
     for i, kind in enumerate(torch.rand(len(x), generator=generator).tolist()):
-        if kind < 0.3:
+        if kind < 0.35:
             cells = int(torch.randint(8, 25, (1,), generator=generator))
             out[i] = F.interpolate(F.interpolate(x[i : i + 1], size=cells, mode="area"), size=64)[0]
-        elif kind < 0.45:
+        elif kind < 0.5:
             out[i] = outline(x[i], generator)
     return out
 
 
 def outline(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return black lines, one to three pixels wide, where neighbours in (3, 64, 64) differ, on white."""
-    step = F.pad((x[:, 1:, :-1] - x[:, :-1, :-1]).abs() + (x[:, :-1, 1:] - x[:, :-1, :-1]).abs(), (0, 1, 0, 1))
+    """Return smooth black lines, one to three pixels wide, where neighbours in (3, 64, 64) differ, on white."""
+    large = F.interpolate(x[None], scale_factor=4, mode="bicubic")[0]
+    step = F.pad(
+        (large[:, 4:, :-4] - large[:, :-4, :-4]).abs() + (large[:, :-4, 4:] - large[:, :-4, :-4]).abs(), (2,) * 4
+    )
     line = (step.amax(0, keepdim=True) > 0.25 + 0.5 * float(torch.rand(1, generator=generator))).float()[None]
-    width = int(torch.randint(1, 4, (1,), generator=generator))
-    return (1 - 2 * F.max_pool2d(F.pad(line, (width // 2, (width - 1) // 2) * 2), width, 1))[0].expand(3, -1, -1)
+    width = 2 * int(torch.randint(1, 4, (1,), generator=generator)) + 1
+    return (1 - 2 * F.avg_pool2d(F.max_pool2d(line, width, 1, width // 2), 4))[0].expand(3, -1, -1)
 
 
 def main() -> None:
