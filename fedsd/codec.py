@@ -10,6 +10,7 @@ error feedback, Karimireddy et al. 2019, arXiv 1901.09847), as a product: factor
 
 import math
 import re
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,27 @@ def decode(key: str, array: FlowerArray, ndim: int, allowed: tuple[str, ...]) ->
         )
     values = np.frombuffer(data, dtype, offset=stop).reshape(shape, order="F" if header[2] == b"True" else "C")
     return values.astype(np.float32, order="C", copy=False)
+
+
+def decode_plain(key: str, array: FlowerArray) -> np.ndarray[Any, Any]:
+    """An array of any shape, read-only; ValueError naming `key` unless it holds floats or whole numbers up to 64 bits.
+
+    The header is matched against the bytes that follow it before any memory is asked for.
+    """
+    stream = BytesIO(array.data)
+    try:
+        if array.stype != "numpy.ndarray" or np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("it is not in npy format, version 1.0")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, RecursionError, MemoryError) as error:  # the last two by a header that nests too deep
+        raise ValueError(f"{key} cannot be read: {error}") from error
+    left = len(array.data) - stream.tell()
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise ValueError(f"{key} is of type {dtype}; it must be of floats or whole numbers up to 64 bits")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"{key} claims shape {shape} of {dtype} but carries {left} bytes")
+    values = np.frombuffer(array.data, dtype, offset=stream.tell())
+    return values.reshape(shape, order="F" if fortran_order else "C")
 
 
 def quantise(matrix: Array, axis: int) -> tuple[np.ndarray[Any, np.dtype[np.int8]], Array]:

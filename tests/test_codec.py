@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from flwr.app import Array as FlowerArray
 
-from fedsd.codec import decode, encode, quantise, rounded, with_feedback
+from fedsd.codec import decode, decode_plain, encode, quantise, rounded, with_feedback
 from fedsd.lowrank import Factor, dense, lora_norm, stack_loras
 
 
@@ -74,3 +75,40 @@ def test_what_is_owed_for_other_layers_is_forgotten():
     for layer in lora:
         np.testing.assert_array_equal(sent[layer].B, fresh[layer].B)
         np.testing.assert_array_equal(owed[layer].A, left[layer].A)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.uint8])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 1, 4)])
+def test_plain_arrays_of_any_shape_come_back(dtype, shape):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    for order in "CF":
+        found = decode_plain("x", FlowerArray(np.asarray(array, order=order)))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, array)
+
+
+def altered(data: bytes, **changes) -> FlowerArray:
+    return FlowerArray(**({"dtype": "float32", "shape": (2, 3), "stype": "numpy.ndarray", "data": data} | changes))
+
+
+def npy(array) -> bytes:
+    return FlowerArray(array).data
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (altered(npy(np.ones((2, 3)))[:-8]), r"x claims shape \(2, 3\) of float64 but carries 40 bytes"),
+        (altered(npy(np.ones((2, 3))).replace(b"(2, 3)", b"(9,9999)")), "x c"),
+        (altered(npy(np.ones(3)).replace(b"(3,)", b"(-3,)")), "x c"),
+        (altered(npy(np.ones(3, bool))), "x is of type bool; it must be of floats or whole numbers"),
+        (altered(npy(np.ones(3)).replace(b"<f8", b"|O8")), "x "),
+        (altered(npy(np.ones(3, np.longdouble))), "x is of type float128"),
+        (altered(b""), "x cannot be read"),
+        (altered(b"\x93NUMPY\x01\x00\x88\x13" + b"-" * 5000), "x cannot be read"),
+        (altered(npy(np.ones(3)), stype="torch"), "x cannot be read: it is not in npy format, version 1.0"),
+    ],
+)
+def test_a_plain_array_that_lies_is_refused_unread(array, message):
+    with pytest.raises(ValueError, match=message):
+        decode_plain("x", array)

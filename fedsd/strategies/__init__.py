@@ -1,6 +1,7 @@
 """The training edge server's side; plugs into any Flower project and imports neither torch nor diffusers."""
 
 from fedsd.strategies.aggregate import STRATEGIES, Settings, aggregate_round
+from fedsd.strategies.lora_strategy import LoRAStrategy
 from fedsd.strategies.round import Client, Cluster, Round, from_state, to_state
 from fedsd.strategies.rules import RULES, Combination
 from fedsd.strategies.style_clustered import Schedule, StyleClusteredLoRA
@@ -13,6 +14,7 @@ __all__ = [
     "Cluster",
     "Combination",
     "Limits",
+    "LoRAStrategy",
     "Round",
     "Schedule",
     "Settings",

@@ -55,12 +55,24 @@ def layer_scale(layer: str, rank: int, config: Mapping[str, Any]) -> float:
     return scale(_pattern(config, "alpha_pattern", layer, "lora_alpha"), rank, bool(config.get("use_rslora")))
 
 
-def from_peft(state: Mapping[str, Array], config: Mapping[str, Any]) -> dict[str, Factor]:
-    """Layer -> product of scale 1; ValueError naming the key that cannot be combined as a product."""
+def layer_rank(layer: str, config: Mapping[str, Any]) -> int:
+    """The rank of a layer under PEFT's config; the first pattern that fits holds."""
+    return int(_pattern(config, "rank_pattern", layer, "r"))
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless adapters of PEFT's config, a dict, are products of two factors."""
+    if config.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"peft_type is {config['peft_type']}; only LORA adapters are products of two factors")
     if config.get("use_dora"):
         raise ValueError(f"use_dora is set: {_REFUSED['lora_magnitude_vector']}")
     if config.get("lora_bias") or config.get("bias", "none") != "none":
         raise ValueError(f"the config trains {_REFUSED['.bias']}")
+
+
+def from_peft(state: Mapping[str, Array], config: Mapping[str, Any]) -> dict[str, Factor]:
+    """Layer -> product of scale 1; ValueError naming the key that cannot be combined as a product."""
+    check_config(config)
     sides: dict[str, dict[str, Array]] = {}
     for key, array in state.items():
         found = _KEY.fullmatch(key)
@@ -73,7 +85,7 @@ def from_peft(state: Mapping[str, Array], config: Mapping[str, Any]) -> dict[str
         if len(sides[layer]) != 2:
             raise ValueError(f"layer {layer} has lora_{next(iter(sides[layer]))} but not its other half")
         B, A = sides[layer]["B"], sides[layer]["A"]
-        rank = int(_pattern(config, "rank_pattern", layer, "r"))
+        rank = layer_rank(layer, config)
         alpha = float(_pattern(config, "alpha_pattern", layer, "lora_alpha"))
         lora[layer] = fold(B, A, alpha, rank, bool(config.get("use_rslora")))
     return lora
