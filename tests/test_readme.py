@@ -11,7 +11,14 @@ from fedsd.cli.main import app
 from fedsd.config import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/deploy.md")]
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/deploy.md",
+    "docs/lora-strategy.md",
+    "examples/text-classification/README.md",
+)
+PAGES = [ROOT / name for name in NAMES]
 README = PAGES[0].read_text(encoding="utf-8")
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -22,13 +29,13 @@ def test_the_table_of_settings_is_that_of_pyproject() -> None:
     assert shown == flatten(tomllib.loads(PYPROJECT)["tool"]["flwr"]["app"]["config"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_fedsd_command_and_option_exists(page: Path) -> None:
     root = typer.main.get_command(app)
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,6 +387,46 @@ def test_the_summary_says_what_the_rule_asks_of_clients(caplog):
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == ["the rule ffa asks something of clients: clients freeze A"]
     assert "\t└──> Rule: flexlora" in caplog.messages
+
+
+# --- docs/lora-strategy.md
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "lora-strategy.md").read_text(encoding="utf-8")
+
+
+def snippet(containing: str) -> str:
+    (found,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if containing in code]
+    return found
+
+
+def test_the_page_lists_every_rule():
+    table = PAGE.partition("## Rules")[2]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == sorted(RULES)
+    assert len(RULES) == 18  # README.md says eighteen
+
+
+def test_the_pages_way_to_freeze_freezes_that_factor_alone():
+    fleet = Fleet()
+    run(fleet, "ffa")
+    model = make_model(lora_config(4))
+    exec(snippet("lora-frozen"), {"message": fleet.received[0][0], "model": model})
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            assert parameter.requires_grad == (".lora_B." in name)
+
+
+def test_the_pages_way_to_add_the_residual_adds_it_to_the_base():
+    fleet = Fleet()
+    run(fleet, "fedex", rounds=2)
+    exact = fleet.mean(1)  # in the second round, base and adapter are the exact mean of the first
+    message, model = fleet.received[0][1], fleet.load(fleet.received[0][1], 0)
+    fresh = make_model(lora_config(4))
+    exec(snippet("residual"), {"message": message, "model": model, "torch": torch})
+    for layer, delta in exact.items():
+        module = model.get_submodule(layer)
+        moved = module.base_layer.weight + module.get_delta_weight("default")
+        added = (moved - fresh.get_submodule(layer).base_layer.weight).detach().numpy()
+        np.testing.assert_allclose(added.reshape(delta.shape), delta, rtol=1e-4, atol=1e-6)
 
 
 # --- what is refused before any node is asked
