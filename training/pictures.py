@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from fedsd.data import drawn
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Objects", "Activities")
 EMOJI_STYLES = ("noto", "fluent_3d")  # Apache-2.0 and MIT: weights trained on them may be shipped
-STYLE_WORDS = {"noto": "noto", "fluent_3d": "3d", "flat": "flat", "shaded": "shaded", "soft": "soft"}
+DERIVED_STYLES = ("outline", "blocky", "stencil", "poster")  # made from the emoji; always called by their word
+STYLE_WORDS = {"noto": "noto", "fluent_3d": "3d"}  # of the other styles it is their name
 TEMPLATES = ("{}", "a {}", "a picture of a {}")
 
 
@@ -47,11 +49,61 @@ def draw_all(looks: tuple[str, ...], variations: int, seed: int = 0) -> list[Pic
 
 
 def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1, named_style: float = 0.5) -> str:
-    """One random caption: empty with probability `drop`, with its style word with probability `named_style`."""
-    if rng.random() < drop:
+    """One random caption: empty with probability `drop`, with its style word with probability `named_style`.
+
+    A derived style is always named, so that a caption without a style word, or none, keeps to the neutral looks.
+    """
+    derived = picture.style in DERIVED_STYLES
+    if rng.random() < drop and not derived:
         return ""
     text = TEMPLATES[rng.integers(len(TEMPLATES))].format(picture.name)
-    return f"{text}, {STYLE_WORDS[picture.style]} style" if rng.random() < named_style else text
+    word = STYLE_WORDS.get(picture.style, picture.style)
+    return f"{text}, {word} style" if derived or rng.random() < named_style else text
+
+
+def derive(pictures: list[Picture]) -> list[Picture]:
+    """Return each picture as an outline, as coarse pixels, as a two-tone stencil, and in six flat colours.
+
+    They teach the U-Net what lines, blocks and flat areas are, so that an adapter need not begin from nothing.
+    """
+    made = []
+    for i, (picture, x) in enumerate(zip(pictures, to_pixels(pictures), strict=True)):
+        flat = Image.fromarray(picture.pixels).quantize(6, dither=Image.Dither.NONE).convert("RGB")
+        views = {"outline": outline(x, 1 + i % 2), "blocky": blocky(x, 10 + i % 7), "stencil": stencil(x)}
+        made += [Picture(_to_uint8(view), picture.name, style) for style, view in views.items()]
+        made.append(Picture(np.asarray(flat), picture.name, "poster"))
+    return made
+
+
+def blocky(x: Tensor, cells: int) -> Tensor:
+    """Return (3, 64, 64) as `cells` x `cells` squares of one colour each."""
+    return F.interpolate(F.interpolate(x[None], size=cells, mode="area"), size=64)[0]
+
+
+def outline(x: Tensor, width: int) -> Tensor:
+    """Return smooth black lines about `width` pixels wide on white, where neighbours in (3, 64, 64) differ."""
+    line = F.max_pool2d(_edges(x), 2 * width + 1, 1, width)
+    return (1 - 2 * F.avg_pool2d(line, 4))[0].expand(3, -1, -1)
+
+
+def stencil(x: Tensor) -> Tensor:
+    """Return (3, 64, 64) as a black silhouette on white with its inner edges left white."""
+    large = F.interpolate(x[None], scale_factor=4, mode="bicubic")
+    body = (large.amin(1, keepdim=True) < 0.9).float()
+    inner = -F.max_pool2d(-body, 9, 1, 4)  # the silhouette without its rim
+    ink = body * (1 - inner * F.max_pool2d(_edges(x), 5, 1, 2))
+    return (1 - 2 * F.avg_pool2d(ink, 4))[0].expand(3, -1, -1)
+
+
+def _edges(x: Tensor) -> Tensor:
+    """1 where (3, 64, 64) changes within a pixel, at four times the size: (1, 1, 256, 256)."""
+    large = F.interpolate(x[None], scale_factor=4, mode="bicubic")
+    down, right = large[..., 4:, :-4] - large[..., :-4, :-4], large[..., :-4, 4:] - large[..., :-4, :-4]
+    return (F.pad(down.abs() + right.abs(), (2,) * 4).amax(1, keepdim=True) > 0.5).float()
+
+
+def _to_uint8(x: Tensor) -> np.ndarray:
+    return ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 def to_pixels(pictures: list[Picture]) -> Tensor:

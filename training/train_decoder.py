@@ -13,7 +13,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from pictures import EMOJI_STYLES, draw_all, read_emoji, to_pixels
+from pictures import EMOJI_STYLES, blocky, draw_all, outline, read_emoji, to_pixels
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_autoencoder import ALL_GROUPS, LATENT_NOISE, augment
@@ -58,22 +58,10 @@ def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
     out = x.clone()
     for i, kind in enumerate(torch.rand(len(x), generator=generator).tolist()):
         if kind < 0.35:
-            cells = int(torch.randint(8, 25, (1,), generator=generator))
-            out[i] = F.interpolate(F.interpolate(x[i : i + 1], size=cells, mode="area"), size=64)[0]
+            out[i] = blocky(x[i], int(torch.randint(8, 25, (1,), generator=generator)))
         elif kind < 0.5:
-            out[i] = outline(x[i], generator)
+            out[i] = outline(x[i], int(torch.randint(1, 4, (1,), generator=generator)))
     return out
-
-
-def outline(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return smooth black lines, one to three pixels wide, where neighbours in (3, 64, 64) differ, on white."""
-    large = F.interpolate(x[None], scale_factor=4, mode="bicubic")[0]
-    step = F.pad(
-        (large[:, 4:, :-4] - large[:, :-4, :-4]).abs() + (large[:, :-4, 4:] - large[:, :-4, :-4]).abs(), (2,) * 4
-    )
-    line = (step.amax(0, keepdim=True) > 0.25 + 0.5 * float(torch.rand(1, generator=generator))).float()[None]
-    width = 2 * int(torch.randint(1, 4, (1,), generator=generator)) + 1
-    return (1 - 2 * F.avg_pool2d(F.max_pool2d(line, width, 1, width // 2), 4))[0].expand(3, -1, -1)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from pictures import Picture, captions, draw_all, read_emoji, to_pixels
+from pictures import DERIVED_STYLES, EMOJI_STYLES, Picture, captions, derive, draw_all, read_emoji, to_pixels
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,7 +27,7 @@ from fedsd.data import drawn
 WIDTH = 80  # of the text encoder and of cross-attention
 MAX_TOKENS = 32  # SD 1.x has 77; short captions make every training step cheaper
 AVERAGE_EVERY = 4  # steps between two updates of the averaged weights
-EMOJI_SHARE = 0.75  # of the samples; the rest are drawn objects
+SHARES = {"emoji": 0.5, "derived": 0.3, "drawn": 0.2}  # of the samples
 
 
 def build_text_encoder() -> CLIPTextModel:
@@ -77,8 +77,9 @@ class Trainer:
         self.abar = build_scheduler().alphas_cumprod.to(device)
         self.tokenizer = build_tokenizer(MAX_TOKENS)
         self.pictures, self.latents = pictures, latents
-        is_emoji = np.array([p.style in ("noto", "fluent_3d") for p in pictures])
-        self.weights = np.where(is_emoji, EMOJI_SHARE / is_emoji.sum(), (1 - EMOJI_SHARE) / (~is_emoji).sum())
+        kinds = [_kind(picture) for picture in pictures]
+        self.weights = np.array([SHARES[kind] / kinds.count(kind) for kind in kinds])
+        self.weights /= self.weights.sum()
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return latents (size, 4, 16, 16) and token ids (size, MAX_TOKENS)."""
@@ -162,6 +163,11 @@ class Trainer:
         self.samples, self.seconds = state["samples"], state["seconds"]
 
 
+def _kind(picture: Picture) -> str:
+    """What `SHARES` counts it as."""
+    return "derived" if picture.style in DERIVED_STYLES else "emoji" if picture.style in EMOJI_STYLES else "drawn"
+
+
 def _is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon steps it: hidden matrices and kernels, not embeddings or the first and last convolution."""
     return parameter.ndim >= 2 and not any(part in name for part in ("embeddings", "conv_in", "conv_out"))
@@ -203,7 +209,8 @@ def main() -> None:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     opts.out.mkdir(parents=True, exist_ok=True)
-    pictures = read_emoji(opts.emoji) + draw_all(drawn.LOOKS, variations=6)
+    emoji = read_emoji(opts.emoji)
+    pictures = emoji + derive(emoji) + draw_all(drawn.LOOKS, variations=6)
     trainer = Trainer(pictures, encode(AutoencoderTiny.from_pretrained(opts.vae), pictures), opts.lr,
                       "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     if (opts.out / "state.pt").exists():
