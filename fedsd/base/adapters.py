@@ -114,6 +114,12 @@ def trainable(
         }
 
 
+def set_scale(base: Base, scale: float) -> None:
+    """Weigh the adapter that the base carries: it computes with scale * ΔW (mixLoras and local scale of Fig. 5)."""
+    for _, module in _layers(base):
+        module.set_scale(ADAPTER, scale)
+
+
 def current(base: Base) -> dict[str, Factor]:
     """Return the adapter that the base carries now, as float32 copies."""
     return {

@@ -1,16 +1,22 @@
 """Prompts to pictures with a base and the adapter that it carries: encode, denoise, decode.
 
-The loop is written out so that it can be cut at any step. Notation of DDIM (Song et al. 2020): x_t latents, already
-times the VAE's scaling factor; t timesteps of the scheduler, descending.
+The loop is written out so that it can be cut after any step: `early` makes x_mid and `late` finishes it (section 3.3 of
+arXiv 2508.04745), perhaps on two machines, each with its own adapter. Notation of
+DDIM (Song et al. 2020): x_t latents, already times the VAE's scaling factor; t timesteps of the scheduler, descending.
 """
 
 import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsd.base.load import Base
+from fedsd.base.schedulers import check_without_memory, step_noise
 
 
 def encode_prompts(base: Base, prompts: list[str]) -> Tensor:
@@ -54,23 +60,116 @@ def initial_latents(base: Base, seeds: list[int], size: int | None = None) -> Te
     return torch.stack(noise).to(base.device, base.unet.dtype)
 
 
-def denoise(base: Base, x: Tensor, text: Tensor, empty: Tensor, *, steps: int, guidance: float) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures to draw together: what guides each of them, and its seed.
+
+    text, empty: states (N, tokens, width) with and without the prompt (or of a negative one). seeds: N of them; None
+    draws the noise that DDPM and LCM add at each step from torch's own generator.
+    """
+
+    text: Tensor
+    empty: Tensor
+    seeds: list[int] | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a run of T = `steps` is cut after T_early = `server_steps` of them; guidance 1 skips `empty`."""
+
+    steps: int
+    server_steps: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless 0 <= server_steps <= steps."""
+        if not 0 <= self.server_steps <= self.steps:
+            raise ValueError(f"server_steps must be from 0 to the {self.steps} steps; got {self.server_steps}")
+
+
+OnStep = Callable[[int, Tensor], None]
+
+
+def encode_batch(base: Base, prompts: list[str], seeds: list[int], negative: str = "") -> Batch:
+    """Return what guides a batch of prompts, in the words of the adapter that the base carries now."""
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+    text = encode_prompts(base, prompts)
+    return Batch(text, encode_prompts(base, [negative]).expand(len(text), -1, -1), seeds)
+
+
+def early(
+    base: Base, batch: Batch, split: Split, *, scheduler: Any = None, size: int | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:  # fmt: skip
+    """Return x_mid (N, 4, h, w) after steps 1 to T_early, with whatever adapter the base carries.
+
+    scheduler: None for the base's own. on_step: told each step's number and latents; what it raises ends the run.
+    Raises ValueError for samplers with memory.
+    """
+    if batch.seeds is None:
+        raise ValueError("the early steps need the seeds of their pictures: x_T and the noise come from them")
+    check_without_memory(scheduler or base.scheduler)
+    scheduler = _with_steps(base, scheduler, split.steps)
+    x = initial_latents(base, batch.seeds, size) * scheduler.init_noise_sigma
+    return _steps(base, x, batch, split.guidance, range(split.server_steps), scheduler, on_step)
+
+
+def late(
+    base: Base, x_mid: Tensor, batch: Batch, split: Split, *, scheduler: Any = None, on_step: OnStep | None = None
+) -> Tensor:
+    """Return x_final (N, 4, h, w) from x_mid by steps T_early + 1 to T; `scheduler` must be that of `early`.
+
+    In float32 on one device this is bit for bit what the uncut run gives, for noise is drawn by seed and step.
+    """
+    check_without_memory(scheduler or base.scheduler)
+    scheduler, part = _with_steps(base, scheduler, split.steps), range(split.server_steps, split.steps)
+    return _steps(base, x_mid.to(base.device, base.unet.dtype), batch, split.guidance, part, scheduler, on_step)
+
+
+def denoise(
+    base: Base, x: Tensor, text: Tensor, empty: Tensor, *, steps: int, guidance: float, seeds: list[int] | None = None
+) -> Tensor:
     """Return x_0 from x_T by `steps` scheduler steps with classifier-free guidance (Ho and Salimans 2022).
 
-    x: (N, 4, h, w). text, empty: states (N, tokens, width) with and without the prompt. guidance 1 skips `empty`.
+    x: (N, 4, h, w). text, empty, seeds: as in `Batch`. guidance 1 skips `empty`. Any sampler will do: nothing is cut.
     """
-    scheduler = copy.deepcopy(base.scheduler)
-    scheduler.set_timesteps(steps, device=base.device)
-    x = x * scheduler.init_noise_sigma
-    states = torch.cat([empty, text]) if guidance != 1 else text
-    for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(x, t)
-        output = base.unet(torch.cat([model_input] * (len(states) // len(x))), t, states).sample
-        if guidance != 1:
-            without, with_prompt = output.chunk(2)
-            output = without + guidance * (with_prompt - without)
-        x = scheduler.step(output, t, x).prev_sample
+    scheduler = _with_steps(base, None, steps)
+    part = range(len(scheduler.timesteps))  # of some samplers more than `steps`
+    return _steps(base, x * scheduler.init_noise_sigma, Batch(text, empty, seeds), guidance, part, scheduler)
+
+
+def _with_steps(base: Base, scheduler: Any, steps: int) -> Any:
+    """Return a sampler of this run's own, set to `steps`: they keep state as they go."""
+    own = copy.deepcopy(scheduler or base.scheduler)
+    own.set_timesteps(steps, device=base.device)
+    return own
+
+
+def _steps(
+    base: Base, x: Tensor, batch: Batch, guidance: float, part: range, scheduler: Any, on_step: OnStep | None = None
+) -> Tensor:
+    """Return the latents after the steps of `part`, counted from 0."""
+    if part.start > 0 and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(part.start)
+    noisy = "generator" in inspect.signature(scheduler.step).parameters
+    for step in part:
+        t = scheduler.timesteps[step]
+        output = _predict(base, scheduler.scale_model_input(x, t), t, batch, guidance)
+        source = {"generator": step_noise(batch.seeds, step)} if noisy and batch.seeds is not None else {}
+        x = scheduler.step(output, t, x, **source).prev_sample
+        if on_step is not None:
+            on_step(step, x)
     return x
+
+
+def _predict(base: Base, x: Tensor, t: Tensor, batch: Batch, guidance: float) -> Tensor:
+    """Return the U-Net's output, extrapolated from the empty prompt to the prompt."""
+    if guidance == 1:
+        output: Tensor = base.unet(x, t, batch.text).sample
+        return output
+    without, with_prompt = base.unet(torch.cat([x, x]), t, torch.cat([batch.empty, batch.text])).sample.chunk(2)
+    return without + guidance * (with_prompt - without)
 
 
 def generate(
@@ -83,8 +182,8 @@ def generate(
     pictures = []
     with torch.no_grad():
         for i in range(0, len(prompts), batch):
-            text = encode_prompts(base, prompts[i : i + batch])
-            empty = encode_prompts(base, [""]).expand(len(text), -1, -1)
+            part = encode_batch(base, prompts[i : i + batch], seeds[i : i + batch])
             x = initial_latents(base, seeds[i : i + batch], size)
-            pictures.append(decode_latents(base, denoise(base, x, text, empty, steps=steps, guidance=guidance)))
+            x = denoise(base, x, part.text, part.empty, steps=steps, guidance=guidance, seeds=part.seeds)
+            pictures.append(decode_latents(base, x))
     return np.concatenate(pictures)
