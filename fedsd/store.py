@@ -151,6 +151,10 @@ class RunFolder:
         files = sorted(folder.rglob("*.safetensors"))
         return state, {file.relative_to(folder).with_suffix("").as_posix(): load_lora(file) for file in files}
 
+    def load_adapter(self, server_round: int, name: str) -> dict[str, Factor]:
+        """One adapter that `save_round` was given; ValueError when it cannot be read."""
+        return load_lora(self._round(server_round) / f"{name}.safetensors")
+
     def rounds(self) -> list[int]:
         """Numbers of the complete rounds, ascending."""
         found = [_ROUND.fullmatch(folder.parent.name) for folder in (self.path / "ckpt").glob("*/state.json")]

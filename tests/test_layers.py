@@ -26,6 +26,19 @@ NOT_ON_THE_SERVER = {
     "fedsd.base", "fedsd.data", "fedsd.methods", "fedsd.privacy", "fedsd.metrics", "fedsd.hybrid", "fedsd.cli",
     "fedsd.client_app",
 }  # fmt: skip
+# The Inference Edge Server has the base, and nothing of how adapters came about; its client is on a device.
+DEVICE_SIDE_OF_HYBRID = {"client.py"}
+NOT_ON_THE_INFERENCE_SERVER = {
+    "strategies",
+    "data",
+    "methods",
+    "privacy",
+    "metrics",
+    "wire",
+    "codec",
+    "client_app",
+    "server_app",
+}
 ONLY = {"data": {"config", "data"}, "metrics": {"base", "lowrank", "metrics"}}  # what these two may import of fedsd
 
 LONGEST_FILE = 300
@@ -84,6 +97,23 @@ def test_data_and_metrics_import_only_what_they_may(part: str) -> None:
     for file in FILES:
         if part_of(file) == part:
             assert own_parts(file) <= ONLY[part], named(file)
+
+
+def test_the_inference_server_imports_neither_training_nor_pictures() -> None:
+    files = {file.name: file for file in FILES if part_of(file) == "hybrid"} | {
+        "serve.py": PACKAGE / "cli" / "serve.py"
+    }
+    assert files.keys() >= {"server.py", "client.py"}
+    for name in files.keys() - DEVICE_SIDE_OF_HYBRID:
+        assert not own_parts(files[name]) & NOT_ON_THE_INFERENCE_SERVER, name
+        assert not {f"fedsd.hybrid.{Path(n).stem}" for n in DEVICE_SIDE_OF_HYBRID} & set(imports(files[name])), name
+
+
+def test_the_inference_server_starts_without_training_or_pictures() -> None:
+    code = "import sys, fedsd.cli.serve; print(*sorted(m.split('.')[1] for m in sys.modules if m.startswith('fedsd.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stdout.split())
+    assert "hybrid" in loaded and not loaded & NOT_ON_THE_INFERENCE_SERVER
 
 
 def test_methods_stand_alone() -> None:

@@ -6,7 +6,7 @@ Target modules are the attention projections of arXiv 2508.04745's counts: at ra
 `Factor` (B, A) is exactly what the layer adds: ΔW = B A.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,7 +77,7 @@ def adapted(base: Base, lora: LoRA) -> Iterator[None]:
     An empty adapter leaves the base as it is. Raises ValueError when a layer of `lora` is not one of the base's
     attention projections or has another shape.
     """
-    _check_layers(base, lora)
+    check_fits(target_shapes(base), lora)
     try:
         if lora:
             _attach(base, {layer: factor.rank for layer, factor in lora.items()})
@@ -112,6 +112,19 @@ def trainable(
             name: [p for p in model.parameters() if p.requires_grad]
             for name, model in components(base, text_encoder).items()
         }
+
+
+@contextmanager
+def bare(base: Base) -> Iterator[None]:
+    """Within the block the base computes without whatever adapters it carries, of any name."""
+    layers = [m for name in TARGETS for m in getattr(base, name).modules() if isinstance(m, LoraLayer)]
+    for module in layers:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in layers:
+            module.enable_adapters(True)
 
 
 def set_scale(base: Base, scale: float) -> None:
@@ -154,8 +167,8 @@ def _check_start(start: LoRA, shapes: dict[str, tuple[int, int]], rank: int) -> 
         raise ValueError(f"the adapter to start from must have rank {rank} but {unequal[0]}; resize it first")
 
 
-def _check_layers(base: Base, lora: LoRA) -> None:
-    shapes = target_shapes(base)
+def check_fits(shapes: Mapping[str, tuple[int, int]], lora: LoRA) -> None:
+    """Raise ValueError unless every layer of `lora` is one of `shapes`, as of `target_shapes`, and has its shape."""
     for layer, factor in lora.items():
         if layer not in shapes:
             raise ValueError(f"the adapter changes {layer}, which this base does not have; it belongs to another base")

@@ -53,9 +53,14 @@ def decode_latents(base: Base, latents: Tensor, batch: int = 32) -> np.ndarray:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
+def pixels_per_latent(base: Base) -> int:
+    """Return the side of a picture over that of its latents."""
+    return int(2 ** (len(base.vae.config.block_out_channels) - 1))
+
+
 def initial_latents(base: Base, seeds: list[int], size: int | None = None) -> Tensor:
     """Return x_T (N, 4, h, w) from N(0, I), each picture from its own seed, the same on every device."""
-    side = (size or base.size) // 2 ** (len(base.vae.config.block_out_channels) - 1)
+    side = (size or base.size) // pixels_per_latent(base)
     noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(base.device, base.unet.dtype)
 

@@ -45,6 +45,13 @@ def refusal(name: str) -> str:
     )
 
 
+def most_steps(scheduler: Any) -> int:
+    """Return how many steps a sampler can be set to: LCM takes those of its distillation, others one per timestep."""
+    config = scheduler.config
+    offset = int(config.get("steps_offset", 0))
+    return min(int(config.num_train_timesteps) - offset, int(config.get("original_inference_steps", 2**31)))
+
+
 def check_without_memory(scheduler: Any) -> None:
     """Raise ValueError unless a run of `scheduler` can be cut."""
     if type(scheduler) not in WITHOUT_MEMORY.values():

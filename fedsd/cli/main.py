@@ -143,13 +143,80 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
     guidance: Annotated[float, typer.Option(min=1)] = 1.5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    local_scale: Annotated[float, typer.Option(min=0, help="Scale of the adapter.")] = 1.0,
+    server: Annotated[str, typer.Option(help="URL of an Inference Edge Server for the first steps.")] = "",
+    split: Annotated[float, typer.Option(help="The server's share of the steps.")] = 0.3,
+    generic: Annotated[str, typer.Option(help="What the server gets to read; default the prompt.")] = "",
+    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, euler or lcm, with --server.")] = "ddim",
+    mix_loras: Annotated[float, typer.Option(min=0, max=2, help="Scale of the server's neutral adapter.")] = 1.0,
+    credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="Certificate to trust the server by.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server.")] = 30.0,
+    private_dir: Annotated[str, typer.Option(help="Nodes' private folders, whose words are not sent.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Draw a picture from a prompt with the base and an adapter."""
-    from fedsd.cli.picture import draw_pictures
+    """Draw a picture with the base and an adapter; with --server, the first steps are made there."""
+    from fedsd.cli import picture as drawing
 
-    made = draw_pictures(prompt, lora, base, out, count=count, steps=steps, guidance=guidance, seed=seed)
-    print(json.dumps({"picture": str(made)}) if as_json else made)
+    wanted = drawing.Picture(prompt, lora, base, count, steps, guidance, seed, local_scale)
+    if not server:
+        made = drawing.draw_pictures(wanted, out)
+        print(json.dumps({"picture": str(made)}) if as_json else made)
+        return
+    from fedsd.client_app import private_root
+    from fedsd.hybrid.client import Remote
+    from fedsd.privacy.words import registered_below
+
+    remote = Remote(server, credential, ca, timeout, registered_below(private_root(private_dir)))
+    shared = drawing.Shared(remote, split, generic or prompt, scheduler, mix_loras)
+    made, drawn = drawing.draw_with_server(wanted, shared, out)
+    if as_json:
+        print(json.dumps({"picture": str(made)} | drawing.account(drawn)))
+    else:
+        print(made, *drawing.account_lines(drawn), sep="\n")
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8600,
+    credentials: Annotated[Path | None, typer.Option(help="File with one credential a line.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM certificate, for TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
+    max_steps: Annotated[int, typer.Option(min=1, help="Most steps T that may be asked for.")] = 100,
+    max_size: Annotated[int | None, typer.Option(help="Largest picture's side; default the base's own.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 60.0,
+    queue: Annotated[int, typer.Option(min=0, help="Runs that may wait; more are told 503.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Make the early denoising steps for devices, with the neutral adapter of a run's latest round."""
+    from fedsd.cli.serve import serve as serve_run
+    from fedsd.hybrid.admission import Limits
+    from fedsd.hybrid.local import Address
+
+    def listening(url: str) -> None:
+        print(json.dumps({"url": url, "pid": os.getpid()}) if as_json else f"serving {folder} at {url}", flush=True)
+
+    limits = Limits(max_steps=max_steps, max_size=max_size, timeout=timeout, queue=queue)
+    serve_run(folder.absolute(), Address(host, port, certificate, key), credentials, limits, listening)
+
+
+@app.command()
+def words(
+    client: Annotated[str, typer.Argument(help="The node's name.")],
+    add: Annotated[list[str] | None, typer.Argument(help="Words that must not leave it.")] = None,
+    private_dir: Annotated[str, typer.Option(help="Where nodes keep their private folders.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Register words that a node never sends to a server, and list them."""
+    from fedsd.client_app import private_root
+    from fedsd.privacy.words import register, registered
+    from fedsd.store import PrivateFolder
+
+    private = PrivateFolder(private_root(private_dir), client)
+    known = register(private, add) if add else registered(private)
+    print(json.dumps({"words": known}) if as_json else "\n".join(known))
 
 
 @app.command()

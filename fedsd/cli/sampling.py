@@ -1,6 +1,5 @@
 """Pictures from the adapters of a run: which there are, whose style they have, and sample grids."""
 
-import tomllib
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from fedsd import config as configuration
 from fedsd.base import adapters, denoise
 from fedsd.base.load import Base
+from fedsd.cli.run_config import read_config
 from fedsd.client_app import private_root
 from fedsd.data import shares
 from fedsd.data.example import Example
@@ -54,17 +54,6 @@ class Finished:
         """Name of the adapter of the cluster that most clients of `style` are in."""
         ids = Counter(self.cluster_of[c] for c, s in self.style_of.items() if s == style and c in self.cluster_of)
         return f"cluster-{ids.most_common(1)[0][0]}" if ids else "mix"
-
-
-def read_config(folder: Path) -> configuration.Config:
-    """Return the run config that a run folder was made with; ValueError when there is none."""
-    try:
-        flat = configuration.flatten(tomllib.loads((folder / "run.toml").read_text(encoding="utf-8")))
-    except OSError:
-        raise ValueError(
-            f"{folder} holds no run.toml, so it is no run folder; give the folder that `fedsd run` named"
-        ) from None
-    return configuration.from_run_config(flat)
 
 
 def finished(path: Path, server_round: int | None = None) -> Finished:

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler,
 
 from fedsd.base.denoise import Split, early, encode_batch, late
 from fedsd.base.load import Base
-from fedsd.base.schedulers import WITHOUT_MEMORY, scheduler_named, scheduler_sha, step_noise
+from fedsd.base.schedulers import WITHOUT_MEMORY, most_steps, scheduler_named, scheduler_sha, step_noise
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
@@ -49,3 +49,12 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
 
     assert drawn(1, 2) == drawn(1, 2)
     assert len({drawn(1, 2), drawn(2, 1), drawn(1, 3), drawn(2, 2), drawn(12, 2)}) == 5
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+def test_most_steps_can_be_run(base: Base, name: str) -> None:
+    scheduler = scheduler_named(base, name)
+    most = most_steps(scheduler)
+    assert most == (50 if name == "lcm" else 999)
+    scheduler.set_timesteps(most)
+    assert len(scheduler.timesteps) == most and int(scheduler.timesteps.max()) < 1000
