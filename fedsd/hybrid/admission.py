@@ -32,9 +32,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Offer:
-    """What an engine computes with: the base, its own picture size, pixels per latent, and samplers with their shas and most steps.
+    """What an engine computes with: the base, its own picture size, pixels per latent.
 
-    text_shape: of one prompt's embeddings, (tokens, width).
+    schedulers, most_steps: SHA-256 and most steps by sampler. text_shape: of one prompt's embeddings, (tokens, width).
     """
 
     base_sha: str

@@ -1,6 +1,7 @@
 """The early steps on one device: asks to x_mid, with the neutral adapter."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,7 @@ class Denoiser:
         self.base = base
         self._shapes = adapters.target_shapes(base)
         self._carried, self._sha = ExitStack(), ""
+        self._given_up = threading.Event()
 
     def offer(self) -> Offer:
         """Say what is computed with."""
@@ -99,19 +101,31 @@ class Denoiser:
         deadline: of `time.monotonic`, looked at before every step; TimeoutError when it has passed.
         """
         ask = jobs[0].ask
-        _within(deadline)
+        self._go_on(deadline)
         self.carry(neutral)
         adapters.set_scale(self.base, ask.mix_loras)
         split = denoise.Split(ask.steps, ask.server_steps, ask.guidance)
         with torch.no_grad():
             x_mid = denoise.early(
                 self.base, self._batch(jobs), split, scheduler=scheduler_named(self.base, ask.scheduler), size=ask.size,
-                on_step=lambda step, x: _within(deadline),
+                on_step=lambda step, x: self._go_on(deadline),
             )  # fmt: skip
         found: Array = x_mid.float().cpu().numpy()
         if not np.isfinite(found).all():
             raise FloatingPointError(f"x_mid is not finite with the neutral adapter of round {neutral.server_round}")
         return found
+
+    def give_up(self) -> None:
+        """End a run under way at its next step, from another thread, and refuse all that follow."""
+        self._given_up.set()
+
+    def release(self) -> None:
+        """Leave the base as it was."""
+        self._carried.close()
+
+    def _go_on(self, deadline: float) -> None:
+        if self._given_up.is_set() or time.monotonic() > deadline:
+            raise TimeoutError("nobody waits for this run any more")
 
     def _batch(self, jobs: Sequence[Job]) -> denoise.Batch:
         parts = [self._encoded(job) for job in jobs]
@@ -133,11 +147,6 @@ def kind_of(job: Job, neutral: Neutral) -> tuple[object, ...]:
     return ask.steps, ask.server_steps, ask.guidance, ask.scheduler, ask.size, ask.mix_loras, neutral.sha
 
 
-def _within(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise TimeoutError("nobody waits for this run any more")
-
-
 class LocalEngine:
     """The base in this process, one run at a time in a thread of its own; load: returns the base."""
 
@@ -145,31 +154,42 @@ class LocalEngine:
 
     def __init__(self, load: Callable[[], Base]) -> None:
         self._load = load
+        self._denoiser: Denoiser | None = None
         self._thread = ThreadPoolExecutor(1, "denoise")
 
     async def start(self) -> Offer:
         """Load the base and say what it is."""
-        self._denoiser = await self._in_thread(lambda: Denoiser(self._load()))
-        return self._denoiser.offer()
+        denoiser = self._denoiser = await self._in_thread(lambda: Denoiser(self._load()))
+        return denoiser.offer()
 
     async def check(self, neutral: Neutral) -> None:
         """Raise ValueError unless the adapter fits the base."""
-        await self._in_thread(lambda: self._denoiser.check(neutral))
+        self._started().check(neutral)
 
     async def early(self, job: Job, neutral: Neutral) -> Made:
         """Return x_mid; TimeoutError when the job's patience ends first."""
-        asked = time.monotonic()
+        asked, denoiser = time.monotonic(), self._started()
 
         def run() -> Made:
             begun = time.monotonic()
-            x_mid = self._denoiser.run([job], neutral, asked + job.patience)
+            x_mid = denoiser.run([job], neutral, asked + job.patience)
             return Made(x_mid, 1, begun - asked, time.monotonic() - begun)
 
         return await self._in_thread(run)
 
     def stop(self) -> None:
-        """Let go of the base; runs that have not begun never will."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Let go of the base; the run under way ends at its next step, and others never begin."""
+        if self._denoiser is None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            return
+        self._denoiser.give_up()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._denoiser.release()
+
+    def _started(self) -> Denoiser:
+        if self._denoiser is None:
+            raise RuntimeError("the engine was not started")
+        return self._denoiser
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -17,11 +17,14 @@ import uvicorn
 from models import random_lora, tiny_base
 
 from fedsd.config import defaults
+from fedsd.hybrid import service
 from fedsd.hybrid.admission import Limits
 from fedsd.hybrid.engine import LocalEngine
 from fedsd.hybrid.server import build_app
 from fedsd.hybrid.service import Service
 from fedsd.store import RunFolder
+
+service.LOOK_EVERY = 0.1  # seconds; tests do not wait long for a new round
 
 CREDENTIAL = "correct-horse-battery-staple"
 
@@ -67,9 +70,9 @@ def serving(folder: RunFolder, limits: Limits | None = None) -> Iterator[Served]
     try:
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        service: Service = app.state.service
-        until(lambda: service.neutral is not None or (service.offer is not None and not folder.rounds()))
-        yield Served(f"http://127.0.0.1:{port}", service, folder)
+        running: Service = app.state.service
+        until(lambda: running.neutral is not None or (running.offer is not None and not folder.rounds()))
+        yield Served(f"http://127.0.0.1:{port}", running, folder)
     finally:
         server.should_exit = True
         thread.join(20)

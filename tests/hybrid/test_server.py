@@ -147,7 +147,7 @@ def test_what_differs_is_not_shared(served: Served, change: dict[str, Any]) -> N
 
 def test_overload_is_told_when_to_come_back(tmp_path: Path) -> None:
     with serving(write_run(tmp_path / "run"), Limits(queue=2, max_steps=LONG, timeout=20)) as served:
-        slow = content(steps=400, server_steps=300)
+        slow = content(steps=200, server_steps=60)
         with ThreadPoolExecutor(12) as users:
             answers = list(
                 users.map(lambda i: served.post(slow.replace(b'"seed":7', f'"seed":{i}'.encode())), range(12))
@@ -171,7 +171,7 @@ def test_a_run_that_takes_too_long_ends_and_frees_the_device(tmp_path: Path) -> 
 
 def test_a_body_that_drips_is_cut_off(tmp_path: Path) -> None:
     def drip() -> Any:
-        for _ in range(100):
+        for _ in range(25):
             time.sleep(0.1)
             yield b" "
 
@@ -181,7 +181,7 @@ def test_a_body_that_drips_is_cut_off(tmp_path: Path) -> None:
         with suppress(httpx.TransportError):  # it may hang up while we are sending
             assert httpx.post(f"{served.url}/v1/early", content=drip(), headers=headers).status_code == 504
         assert served.get("/metrics").text.count('requests_total{status="504"} 1.0') == 1
-        assert time.monotonic() - begun < 12
+        assert time.monotonic() - begun < 6
 
 
 def test_an_adapter_that_makes_no_sense_is_passed_over(tmp_path: Path) -> None:
@@ -217,9 +217,9 @@ def test_an_overflow_is_said_and_not_kept(tmp_path: Path) -> None:
 def test_the_adapter_is_swapped_between_runs_and_never_within(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     with serving(folder, Limits(max_steps=LONG)) as served:
-        alone = x_mid(served.post(content(steps=LONG, server_steps=LONG, encoding="float32")))
+        alone = x_mid(served.post(content(steps=400, server_steps=300, encoding="float32")))
     with serving(folder, Limits(max_steps=LONG)) as served, ThreadPoolExecutor(1) as user:
-        asked = user.submit(served.post, content(steps=LONG, server_steps=LONG, encoding="float32"))
+        asked = user.submit(served.post, content(steps=400, server_steps=300, encoding="float32"))
         until(lambda: metric(served, "fedsd_ies_under_way") == 1)
         save_round(folder, 2)
         until(lambda: metric(served, "fedsd_ies_adapter_round") == 2)
@@ -237,7 +237,7 @@ def test_before_the_first_round_it_lives_but_is_not_ready(tmp_path: Path) -> Non
         assert served.get("/healthz", "").status_code == 200
         assert "has no complete round yet" in error(served.get("/readyz", ""), 503)
         response = served.post(content())
-        assert "not ready" in error(response, 503) and response.headers["Retry-After"] == "2"
+        assert "not ready" in error(response, 503) and int(response.headers["Retry-After"]) == 1
         save_round(folder, 1)
         until(lambda: served.get("/readyz", "").status_code == 200)
         assert told(served.post(content())).server_round == 1
