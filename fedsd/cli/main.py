@@ -188,9 +188,12 @@ def serve(
     max_size: Annotated[int | None, typer.Option(help="Largest picture's side; default the base's own.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 60.0,
     queue: Annotated[int, typer.Option(min=0, help="Runs that may wait; more are told 503.")] = 16,
+    engine: Annotated[str, typer.Option(help="local: one process; ray: replicas and batches, on Ray Serve.")] = "local",
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the base, with --engine ray.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Make the early denoising steps for devices, with the neutral adapter of a run's latest round."""
+    from fedsd.cli.serve import Machinery
     from fedsd.cli.serve import serve as serve_run
     from fedsd.hybrid.admission import Limits
     from fedsd.hybrid.local import Address
@@ -199,7 +202,8 @@ def serve(
         print(json.dumps({"url": url, "pid": os.getpid()}) if as_json else f"serving {folder} at {url}", flush=True)
 
     limits = Limits(max_steps=max_steps, max_size=max_size, timeout=timeout, queue=queue)
-    serve_run(folder.absolute(), Address(host, port, certificate, key), credentials, limits, listening)
+    address, machinery = Address(host, port, certificate, key), Machinery(engine, replicas)
+    serve_run(folder.absolute(), address, credentials, limits, machinery, listening)
 
 
 @app.command()

@@ -102,7 +102,7 @@ def serve_process(folder: RunFolder, output: Path, *options: str) -> Iterator[Pr
     with output.open("wb") as file:
         popen = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1"})
     try:
-        until(lambda: b'"url"' in output.read_bytes() or popen.poll() is not None, 120)
+        until(lambda: b'"url"' in output.read_bytes() or popen.poll() is not None, 300)
         line = next(line for line in output.read_text().splitlines() if '"url"' in line)
         yield Process(json.loads(line)["url"], popen, output)
     finally:

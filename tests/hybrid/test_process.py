@@ -36,7 +36,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ies")])
     now = datetime.datetime.now(datetime.UTC)
     signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1))
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
@@ -189,6 +189,8 @@ def test_a_server_that_is_told_to_stop_stops_within_a_run(run: RunFolder, tmp_pa
         (["--certificate", "nowhere.pem"], "needs both a certificate and its key"),
         (["--certificate", "nowhere.pem", "--key", "nowhere.key"], "nowhere.pem does not exist"),
         (["--credentials", "nowhere"], "nowhere cannot be read"),
+        (["--engine", "triton"], "must be local or ray; got 'triton'"),
+        (["--replicas", "2"], "one copy of the base, not 2"),
     ],
 )
 def test_unsafe_ways_to_serve_are_refused(run: RunFolder, options: list[str], said: str) -> None:
