@@ -126,14 +126,15 @@ def serve_ray(
         log_to_stderr()
         return build_app(RayEngine(replicas), folder, credentials, limits)
 
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
     port = address.port or _free_port(address.host)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for batch jobs; here somebody waits
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False,
         logging_level=logging.WARNING,
     )  # fmt: skip
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
+        signal.signal(number, lambda *_: over.set())
     try:
         serve.start(http_options=_http(address, port, limits), logging_config={"enable_access_log": False})
         denoisers = _deployed(

@@ -32,7 +32,7 @@ def process(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         until(lambda: httpx.get(f"{serving.url}/readyz").status_code == 200, 300)
         yield serving
         serving.popen.terminate()
-        serving.popen.wait(60)
+        assert serving.popen.wait(60) == 0 and "SIGTERM received" not in serving.output.read_text()
 
 
 def drawing(seed: int, steps: int = 20, server_steps: int = 4) -> Drawing:
