@@ -155,8 +155,6 @@ def _steps(
     base: Base, x: Tensor, batch: Batch, guidance: float, part: range, scheduler: Any, on_step: OnStep | None = None
 ) -> Tensor:
     """Return the latents after the steps of `part`, counted from 0."""
-    if part.start > 0 and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(part.start)
     noisy = "generator" in inspect.signature(scheduler.step).parameters
     for step in part:
         t = scheduler.timesteps[step]

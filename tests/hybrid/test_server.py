@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from ies import CREDENTIAL, Served, save_round, serving, until, write_run
 from models import random_lora, tiny_base
 from safetensors.numpy import save
 
+from fedsd.base import adapters, denoise
 from fedsd.base.schedulers import scheduler_named, scheduler_sha
 from fedsd.hybrid.admission import Limits
 from fedsd.hybrid.neutral import lora_sha
@@ -224,11 +226,15 @@ def test_the_adapter_is_swapped_between_runs_and_never_within(tmp_path: Path) ->
         save_round(folder, 2)
         until(lambda: metric(served, "fedsd_ies_adapter_round") == 2)
         assert not asked.done(), "the run was too short to be caught by the swap; make it longer"
-        after = served.post(content())
+        after = served.post(content(encoding="float32"))
         first = asked.result()
     assert told(first).server_round == 1 and told(first).lora_sha == lora_sha(random_lora(tiny_base(), 101))
     assert (x_mid(first) == alone).all()
     assert told(after).server_round == 2 and told(after).lora_sha == lora_sha(random_lora(tiny_base(), 102))
+    base = tiny_base()
+    with torch.no_grad(), adapters.adapted(base, random_lora(base, 102)):
+        x = denoise.early(base, denoise.encode_batch(base, ["a dog"], [7]), denoise.Split(20, 4, 3.0))
+    assert (x_mid(after) == x.numpy()).all()
 
 
 def test_before_the_first_round_it_lives_but_is_not_ready(tmp_path: Path) -> None:
