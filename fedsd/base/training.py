@@ -5,9 +5,9 @@ L_SD = E_{(p, x), eps, t} w(t) || eps - eps_theta(x_t, t, c(p)) ||^2
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import PRECISIONS, Base
+from fedsd.lowrank import Array, LoRA
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,23 @@ class Progress:
     loss_last: float
     seconds: float
     images_per_second: float
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What of a method travels: `lora` is combined as products B A, `arrays` (name -> float32) number by number."""
+
+    lora: LoRA = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What training gave: what is shared, what stays on the node, and how it went."""
+
+    shared: Shared
+    own: Mapping[str, Array]
+    progress: Progress
 
 
 def descend(
