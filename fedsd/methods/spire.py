@@ -39,8 +39,9 @@ _MAPS = ("embedding.W1", "embedding.W2")
 class Settings:
     """lr, text_lr, embedding_lr: AdamW rates of the backbone, of the text encoder's factors and of the embedding.
 
-    drop: share of samples without v_i, [0, 1). form: "bias" trains v_i itself, "projected" e_i of `size` numbers.
-    backbone: "lora" trains factors, of the text encoder too if `text_encoder`; "full" all weights of the U-Net.
+    rank: of the factors. drop: share of samples without v_i, [0, 1). form: "bias" trains v_i itself, "projected" e_i
+    of `size` numbers. backbone: "lora" trains factors, of the text encoder too if `text_encoder`; "full" trains all
+    weights of the U-Net.
     """
 
     descent: Descent
@@ -48,6 +49,7 @@ class Settings:
     text_lr: float
     embedding_lr: float
     text_encoder: bool
+    rank: int = 4
     drop: float = 0.1
     form: str = "bias"
     size: int = 64
@@ -91,7 +93,7 @@ class Embedding(nn.Module):
 
 
 def fit(
-    base: Base, pictures: Pictures, start: Shared, own: Mapping[str, Array], *, rank: int, seed: int, settings: Settings
+    base: Base, pictures: Pictures, start: Shared, own: Mapping[str, Array], *, seed: int, settings: Settings
 ) -> Fit:
     """Train backbone and embedding together, from `start` and `own` (empty: a fresh adapter, v_i = 0).
 
@@ -102,7 +104,7 @@ def fit(
     embedding = _embedding(base, start, own, settings)
     private = {"params": [embedding.private], "lr": settings.embedding_lr, "weight_decay": WEIGHT_DECAY}
     with (
-        _trainable(base, start, rank, seed, settings) as (groups, backbone),
+        _trainable(base, start, seed, settings) as (groups, backbone),
         _injected(base, embedding, settings.drop, generator),
     ):
         groups.append(private | {"setting": "spire.embedding-lr"})
@@ -231,14 +233,14 @@ def _first_maps(base: Base, size: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _trainable(
-    base: Base, start: Shared, rank: int, seed: int, settings: Settings
+    base: Base, start: Shared, seed: int, settings: Settings
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[], Shared]]]:
     """Within the block the backbone can be trained; yields its parameter groups, and what it has become."""
     if settings.backbone == "full":
         with _whole(base, start) as (parameters, changes):
             yield [{"params": parameters, "lr": settings.lr, "setting": "train.lr"}], lambda: Shared(arrays=changes())
         return
-    with adapters.trainable(base, start.lora, rank, seed, settings.text_encoder) as factors:
+    with adapters.trainable(base, start.lora, settings.rank, seed, settings.text_encoder) as factors:
         groups: list[dict[str, Any]] = [{"params": factors["unet"], "lr": settings.lr, "setting": "train.lr"}]
         if settings.text_encoder:
             groups.append({"params": factors["text_encoder"], "lr": settings.text_lr, "setting": "train.text-lr"})

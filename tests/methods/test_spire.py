@@ -33,7 +33,7 @@ def pictures(colour: float = 1.0) -> Pictures:
 
 def trained(base: Base, *, steps: int = 3, start: Shared | None = None, seed: int = 0, **changes: object) -> Fit:
     settings = replace(SETTINGS, descent=replace(DESCENT, steps=steps), **changes)
-    return fit(base, pictures(), start or Shared(), {}, rank=4, seed=seed, settings=settings)
+    return fit(base, pictures(), start or Shared(), {}, seed=seed, settings=settings)
 
 
 def a_v(base: Base, seed: int = 1) -> Array:
@@ -111,7 +111,7 @@ def test_training_goes_on_where_it_stopped(base: Base, form: str, backbone: str)
     still = {"form": form, "backbone": backbone, "size": 16}
     first = trained(base, **still)
     settings = replace(SETTINGS, descent=replace(DESCENT, steps=1), lr=1e-12, embedding_lr=1e-12, **still)
-    again = fit(base, pictures(), first.shared, first.own, rank=4, seed=1, settings=settings)
+    again = fit(base, pictures(), first.shared, first.own, seed=1, settings=settings)
     for name, values in first.own.items():
         np.testing.assert_allclose(again.own[name], values, rtol=0, atol=1e-6)
     for name, values in first.shared.arrays.items():
@@ -190,7 +190,7 @@ def test_embedding_is_left_out_of_some_samples(base: Base) -> None:
     try:
         for drop in (0.25, 0.0):
             settings = replace(SETTINGS, drop=drop, descent=replace(DESCENT, steps=1, batch_size=400))
-            fit(base, of, Shared(), own, rank=1, seed=0, settings=settings)
+            fit(base, of, Shared(), own, seed=0, settings=settings)
     finally:
         before.remove()
         after.remove()
@@ -206,7 +206,7 @@ def test_gauge_is_fixed(base: Base, backbone: str) -> None:
     before = base.unet.time_embedding.linear_2.bias.clone()
     for server_round in range(3):
         fits = [
-            fit(base, pictures(colour), shared, own[i], rank=4, seed=server_round, settings=settings)
+            fit(base, pictures(colour), shared, own[i], seed=server_round, settings=settings)
             for i, colour in enumerate((2.0, -2.0))
         ]
         own = [dict(done.own) for done in fits]
@@ -234,7 +234,7 @@ def test_same_model_is_written_in_two_ways(base: Base) -> None:
 def test_all_clients_begin_with_the_same_maps(base: Base) -> None:
     one, other = (
         fit(
-            base, pictures(colour), Shared(), {}, rank=4, seed=seed,
+            base, pictures(colour), Shared(), {}, seed=seed,
             settings=replace(SETTINGS, form="projected", lr=1e-12),
         ).shared.arrays
         for seed, colour in ((0, 1.0), (1, -1.0))
@@ -255,7 +255,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 def test_what_is_not_for_this_base_is_refused(base: Base, tmp_path: Path) -> None:
     short = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match=r"embedding v must be 64 finite numbers, got shape \(3,\); it belongs"):
-        fit(base, pictures(), Shared(), {"v": short}, rank=4, seed=0, settings=SETTINGS)
+        fit(base, pictures(), Shared(), {"v": short}, seed=0, settings=SETTINGS)
     with pytest.raises(ValueError, match="must be 64 finite numbers"), adapted(base, Shared(), a_v(base) * np.nan):
         pass
     with pytest.raises(ValueError, match="keeps no client embedding"):
