@@ -17,6 +17,8 @@ from fedsd.base.training import Descent, Fit, Pictures, Shared, diffusion_loss
 from fedsd.data import drawn
 from fedsd.lowrank import Array
 from fedsd.methods.spire import LAYER, Settings, adapt, adapted, carried, export, fit, vector, width
+from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.tangent_mean import tangent_mean
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
 DESCENT = Descent(steps=3, batch_size=4, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)
@@ -210,7 +212,7 @@ def test_gauge_is_fixed(base: Base, backbone: str) -> None:
             for i, colour in enumerate((2.0, -2.0))
         ]
         own = [dict(done.own) for done in fits]
-        shared = fits[0].shared if backbone == "lora" else mean_of(fits)
+        shared = mean_of(fits)
         assert f"{LAYER}.bias" not in shared.arrays
     assert torch.equal(base.unet.time_embedding.linear_2.bias, before)
     v = np.stack([kept["v"] for kept in own])
@@ -218,7 +220,10 @@ def test_gauge_is_fixed(base: Base, backbone: str) -> None:
 
 
 def mean_of(fits: list[Fit]) -> Shared:
-    return Shared(arrays={k: np.mean([done.shared.arrays[k] for done in fits], axis=0) for k in fits[0].shared.arrays})
+    """What a server makes of two clients of as many pictures."""
+    loras = [done.shared.lora for done in fits]
+    lora = flexlora(loras, [1, 1], 4).lora if loras[0] else {}
+    return Shared(lora, tangent_mean([done.shared.arrays for done in fits], [1, 1]))
 
 
 def test_same_model_is_written_in_two_ways(base: Base) -> None:
