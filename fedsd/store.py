@@ -205,20 +205,27 @@ def load_lora(file: Path) -> dict[str, Factor]:
         raise ValueError(f"{file} is no adapter: {error} is missing") from error
 
 
-def export_diffusers(lora: LoRA, folder: Path) -> Path:
+def export_diffusers(lora: LoRA, folder: Path, biases: Mapping[str, Array] | None = None) -> Path:
     """Write an adapter for stock diffusers' `load_lora_weights(folder)`; layer = component + module path.
 
     lora_alpha equals the rank of each layer, so that its scale is 1, as in B A; the header says so, because loaders
-    that guess it from the first layer get unequal ranks wrong. Returns the file.
+    that guess it from the first layer get unequal ranks wrong. biases: (d_out,) added to layers of `lora`; where one
+    layer of a component has one, loaders expect it of all, so the others get zeros. Returns the file.
     """
+    biases = biases or {}
+    biased = {layer.partition(".")[0] for layer in biases}
     tensors: dict[str, Array] = {}
     ranks: dict[str, dict[str, int]] = {}
     for layer in sorted(lora):
         tensors[f"{_clip_prefixed(layer)}.lora_A.weight"] = lora[layer].A.astype(np.float32)
         tensors[f"{_clip_prefixed(layer)}.lora_B.weight"] = lora[layer].B.astype(np.float32)
         component, _, module = layer.partition(".")
+        if component in biased:
+            bias = biases.get(layer, np.zeros(lora[layer].shape[0]))
+            tensors[f"{_clip_prefixed(layer)}.lora_B.bias"] = bias.astype(np.float32)
         ranks.setdefault(component, {})[module.removeprefix("text_model.")] = lora[layer].rank
     configs = {f"{component}.{key}": value for component, found in ranks.items() for key, value in _peft(found).items()}
+    configs |= {f"{component}.lora_bias": True for component in biased}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
     write_file(
         folder / DIFFUSERS_FILE, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}, header)

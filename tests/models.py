@@ -72,7 +72,7 @@ def unet_output(base: Base) -> torch.Tensor:
     return output
 
 
-def tiny_unet(**changes: int) -> nn.Module:
+def tiny_unet(**changes: int | str) -> nn.Module:
     """Two levels of 16 and 32 channels, attention at the upper one and in the middle."""
     sizes = {"sample_size": SIDE, "cross_attention_dim": WIDTH} | changes
     return UNet2DConditionModel(
