@@ -51,12 +51,14 @@ def errors(updates: list[Update], participation: str, seed: int) -> tuple[float,
 def main() -> None:
     """Measure with several draws, print a table, keep the point."""
     began, ratios = time.monotonic(), []
-    print("| seed | bias, plain | bias, weighted | ratio | error of a round, plain | weighted |\n|---|---|---|---|---|---|")
+    print("| seed | bias, plain | bias, weighted | ratio | error of a round, plain | weighted |\n" + "|---" * 6 + "|")
     for seed in range(SEEDS):
         updates = updates_of(seed)
         plain, weighted = (errors(updates, participation, seed) for participation in ("none", "inverse-rate"))
         ratios.append(weighted[0] / plain[0])
-        print(f"| {seed} | {plain[0]:.3f} | {weighted[0]:.3f} | {ratios[-1]:.3f} | {plain[1]:.3f} | {weighted[1]:.3f} |")
+        print(
+            f"| {seed} | {plain[0]:.3f} | {weighted[0]:.3f} | {ratios[-1]:.3f} | {plain[1]:.3f} | {weighted[1]:.3f} |"
+        )
     record(
         "participation.bias_ratio", float(np.median(ratios)), "<= 0.25", command="python benchmarks/participation.py",
         seconds=time.monotonic() - began, spread=(min(ratios), max(ratios)), seeds=SEEDS,

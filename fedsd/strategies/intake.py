@@ -108,12 +108,13 @@ class Streamed:
         self._before = (
             still_there(previous.clients, previous.server_round + 1, settings.leave_after) if previous else {}
         )
+        self._n_cap = int(limits.n_over_median * sorted(one.n for one in profiles)[(len(profiles) - 1) // 2])
         announced = {
-            one.client: Client(NO_CLUSTER, one.rank, one.n, one.z, np.nan, np.nan, 0, 0, 0) for one in profiles
+            one.client: Client(NO_CLUSTER, one.rank, min(one.n, self._n_cap), one.z, np.nan, np.nan, 0, 0, 0)
+            for one in profiles
         }
         self._groups = group(self._before | announced, settings)
         self._group_of = {name: k for k, members in enumerate(self._groups.members) for name in members}
-        self._n_cap = int(limits.n_over_median * sorted(one.n for one in profiles)[(len(profiles) - 1) // 2])
         self._sums = [Accumulator(cap) for _ in self._groups.members]
         self._factors = FactorAccumulator()
         self._norms: dict[str, float] = {}
