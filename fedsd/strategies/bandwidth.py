@@ -3,8 +3,8 @@
 A reply says when it was made, by its node's clock. The delay until it is here is transfer, latency and the difference
 of two clocks; that of a profile, which is small, is latency and the same difference. What the reply takes longer than
 the profile is its transfer, whatever the clocks say. It cannot be told to less than the time between two looks at the
-grid, so a measured rate is at most bytes / poll: too low on a fast network, where nothing depends on it. A server that is
-busy with another reply looks late, which also makes it too low and never too high.
+grid, so a measured rate is at most bytes / poll: too low on a fast network, where nothing depends on it. A server
+that is busy with another reply looks late, which also makes it too low and never too high.
 """
 
 from collections.abc import Mapping
