@@ -156,7 +156,10 @@ def profile(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train on the node's own pictures from the adapter in the order, and reply with adapter, z, n, rank and loss."""
+    """Train on the node's own pictures from the adapter in the order, and reply with adapter, z, n, rank and loss.
+
+    The order says at what rank and in which encoding the adapter is wanted.
+    """
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = configuration.from_run_config(context.run_config)
     order = wire.parse_order(message)
@@ -170,6 +173,6 @@ def train(message: Message, context: Context) -> Message:
         node.client, fit.lora, prepared.z, len(captions), order.rank, base.sha, fit.loss_first, fit.loss_last,
         fit.seconds, fit.images_per_second,
     )  # fmt: skip
-    if config.wire.encoding == "int8":
+    if order.encoding == "int8":
         update = replace(update, lora=with_kept_feedback(node.private, update.lora, context.run_id))
-    return wire.update_reply(update, message, encoding=config.wire.encoding)
+    return wire.update_reply(update, message, encoding=order.encoding)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-Value = bool | int | float | str
+from fedsd.values import Value, are_ranks, are_shares, conflicts, split_list
 
 STRATEGIES = ("style-clustered", "everyone", "fedavg", "geometric-median", "flora", "local")
 RULES_FOR_LORA = (
@@ -22,7 +22,9 @@ METHODS = ("lora",)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it."""
+    """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it; availability:
+    shares of the rounds in which clients are asked, by name.
+    """
 
     rounds: int
     seed: int
@@ -31,6 +33,7 @@ class RunConfig:
     tolerance: float
     timeout: float
     min_nodes: int
+    availability: str
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,27 @@ class StrategyConfig:
     inside: str
     across: str
     stack_cap: int
+    participation: str
 
 
 @dataclass(frozen=True)
 class WireConfig:
-    """How uploads are encoded."""
+    """How uploads are encoded. upload_seconds: that one may take at the bandwidth measured, 0 for no limit."""
 
     encoding: str
+    upload_seconds: float
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """How clients are grouped (line 8). threshold: cosine distance in [0, 2), 0 to take it from the data."""
+    """How clients are grouped (line 8). threshold: cosine distance in [0, 2), 0 to take it from the data; leave_after:
+    rounds without a client after which it leaves the grouping, 0 for never.
+    """
 
     method: str
     threshold: float
     outliers: str
+    leave_after: int
 
 
 @dataclass(frozen=True)
@@ -170,11 +178,6 @@ class Config:
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
 
 
-def split_list(text: str) -> tuple[str, ...]:
-    """Return the parts of a comma-separated list, without blanks."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _at_least(low: float) -> tuple[Callable[[Value], bool], str]:
     return lambda v: isinstance(v, int | float) and v >= low, f"at least {low:g}"
 
@@ -187,17 +190,13 @@ def _one_of(*allowed: str) -> tuple[Callable[[Value], bool], str]:
     return lambda v: v in allowed, f"one of {', '.join(allowed)}"
 
 
-def _ranks(value: Value) -> bool:
-    parts = split_list(str(value))
-    return bool(parts) and all(p.isdigit() and int(p) >= 1 for p in parts)
-
-
 RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "run.rounds": _at_least(1),
     "run.seed": _at_least(0),
     "run.tolerance": _between(0, 1),
     "run.timeout": _at_least(1),
     "run.min-nodes": _at_least(1),
+    "run.availability": (are_shares, 'pairs of a client and a share in (0, 1] as "c1=0.1,c3=0.5", or empty'),
     "base.size": _at_least(0),
     "base.name": (lambda v: bool(str(v).strip()), '"tiny", a folder, a file or a hub name'),
     "data.per-style": _at_least(1),
@@ -205,7 +204,7 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "data.partition": _one_of("by-style", "unequal", "dirichlet"),
     "data.concentration": _between(1e-3, 1e6),
     "method.name": _one_of(*METHODS),
-    "lora.ranks": (_ranks, "whole numbers of at least 1, separated by commas"),
+    "lora.ranks": (are_ranks, "whole numbers of at least 1, separated by commas"),
     "train.steps": _at_least(1),
     "train.batch-size": _at_least(1),
     "train.lr": _between(1e-9, 1),
@@ -218,10 +217,13 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "strategy.inside": _one_of(*RULES_FOR_LORA),
     "strategy.across": _one_of(*RULES_FOR_LORA),
     "strategy.stack-cap": (lambda v: v == 0 or (isinstance(v, int) and v >= 2), "0 or at least 2"),
+    "strategy.participation": _one_of("none", "inverse-rate"),
+    "wire.upload-seconds": _at_least(0),
     "wire.encoding": _one_of("float32", "float16", "int8"),
     "cluster.method": _one_of("k-means", "agglomerative", "hdbscan"),
     "cluster.threshold": _between(0, 2),
     "cluster.outliers": _one_of("singleton", "nearest"),
+    "cluster.leave-after": _at_least(0),
     "mix.alpha": _between(0, 1),
     "mix.formula": _one_of("normalised", "literal"),
     "neutral.rank": _at_least(1),
@@ -276,14 +278,14 @@ def from_run_config(flat: Mapping[str, Value]) -> Config:
     """Return the typed config.
 
     Raises ValueError with one line per fault: unknown key (the nearest name is offered), missing key, wrong type,
-    value out of range.
+    value out of range, values that exclude each other.
     """
     known = keys()
     faults = [fault for key, value in flat.items() if (fault := fault_of(key, value))]
     faults += [
         f"setting {key!r} is missing; every key needs a default in pyproject.toml" for key in known if key not in flat
     ]
-    if faults:
+    if faults := faults or conflicts(flat):
         raise ValueError("the run config has faults:\n  " + "\n  ".join(faults))
     sections = {
         name: kind(**{

@@ -21,7 +21,9 @@ from fedsd import config as configuration
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings
 from fedsd.strategies.round import Round, from_state, to_state
-from fedsd.strategies.style_clustered import Schedule, StyleClusteredLoRA
+from fedsd.strategies.schedule import Schedule
+from fedsd.strategies.style_clustered import StyleClusteredLoRA
+from fedsd.values import shares_by_name
 
 LOG = logging.getLogger("flwr.fedsd")
 
@@ -55,12 +57,14 @@ def strategy_of(config: configuration.Config, folder: RunFolder) -> StyleCluster
             rule=config.strategy.name, method=config.cluster.method, threshold=config.cluster.threshold,
             outliers=config.cluster.outliers, alpha=config.mix.alpha, formula=config.mix.formula,
             rank_cap=config.neutral.rank, inside=config.strategy.inside, across=config.strategy.across,
+            participation=config.strategy.participation, leave_after=config.cluster.leave_after,
         ),
         schedule=Schedule(
             seed=config.run.seed, min_nodes=config.run.min_nodes, tolerance=config.run.tolerance,
             # int8 without the error feedback that only an uploading client has would lose more than it saves
             encoding="float16" if config.wire.encoding == "int8" else config.wire.encoding,
-            stack_cap=config.strategy.stack_cap,
+            stack_cap=config.strategy.stack_cap, availability=shares_by_name(config.run.availability),
+            upload_encoding=config.wire.encoding, upload_seconds=config.wire.upload_seconds,
         ),
         on_event=on_event,
         on_round=on_round,

@@ -1,6 +1,7 @@
 """What travels between the server and the nodes, and the only place that knows the record keys.
 
-    train message    {"lora": <layer>.B, <layer>.A (may be empty), "config": server-round, rank, cluster, seed}
+    train message    {"lora": <layer>.B, <layer>.A (may be empty), "config": server-round, rank, cluster, seed,
+                      encoding}
     train reply      {"lora", "style": z, "metrics": num-examples, rank, loss-first, loss-last, seconds,
                       images-per-second, "about": client-id, base-sha}
     profile reply    {"style": z, "metrics": num-examples, rank, "about": client-id, base-sha}
@@ -36,7 +37,7 @@ _PROFILE_METRICS = ("num-examples", "rank")
 class Order:
     """What a node is asked to train: `lora` to start from (empty: a fresh one from `seed`) at `rank`.
 
-    cluster: id of the style cluster whose adapter this is, -1 for none.
+    cluster: id of the style cluster whose adapter this is, -1 for none; encoding: in which the update is asked for.
     """
 
     server_round: int
@@ -44,6 +45,7 @@ class Order:
     cluster: int
     seed: int
     lora: LoRA
+    encoding: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def order_message(
         "rank": order.rank,
         "cluster": order.cluster,
         "seed": order.seed,
+        "encoding": order.encoding,
     }
     content = RecordDict({"lora": lora_record(order.lora, encoding), "config": ConfigRecord(entries)})
     return Message(content, node_id, MessageType.TRAIN, group_id=str(order.server_round))
@@ -95,15 +98,12 @@ def parse_order(message: Message) -> Order:
     """The order in a train message; ValueError when it is malformed."""
     records = _records(message, ("lora", "config"))
     config = _of_type(records, "config", ConfigRecord)
-    integers = {key: _integer(config, key) for key in ("server-round", "rank", "cluster", "seed")}
-    _in_range("rank", integers["rank"], MAX_RANK)
-    return Order(
-        integers["server-round"],
-        integers["rank"],
-        integers["cluster"],
-        integers["seed"],
-        parse_lora(_of_type(records, "lora", ArrayRecord)),
-    )
+    server_round, rank, cluster, seed = (_integer(config, key) for key in ("server-round", "rank", "cluster", "seed"))
+    _in_range("rank", rank, MAX_RANK)
+    if (encoding := config.get("encoding")) not in ENCODINGS:
+        raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}; got {str(encoding)[:80]!r}")
+    lora = parse_lora(_of_type(records, "lora", ArrayRecord))
+    return Order(server_round, rank, cluster, seed, lora, str(encoding))
 
 
 def update_reply(update: Update, reply_to: Message, *, encoding: str = "float32") -> Message:

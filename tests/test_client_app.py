@@ -159,6 +159,16 @@ def test_training_starts_fresh_or_from_the_order(run_config: dict) -> None:
     assert 0 < distance < 0.01  # two warm-up steps of train.lr 2e-3 from where the order began
 
 
+def test_the_reply_is_encoded_as_the_order_asks(run_config: dict) -> None:
+    replies = {encoding: order(simulated(run_config), encoding=encoding)[0] for encoding in ("float32", "int8")}
+    assert "scales" in replies["int8"].content["lora"] and "scales" not in replies["float32"].content["lora"]
+    plain, small = (wire.parse_update(reply) for reply in replies.values())
+    # the adapters here have few numbers beside the headers of 128 bytes a matrix
+    assert small.bytes < plain.bytes
+    for layer, factor in small.lora.items():
+        np.testing.assert_allclose(factor.B @ factor.A, plain.lora[layer].B @ plain.lora[layer].A, atol=1e-3)
+
+
 def test_same_order_same_bytes(run_config: dict) -> None:
     """The first time latents are made, and afterwards they are read from the disk."""
     one, same, other = (wire.parse_update(order(simulated(run_config), seed=seed)[0]) for seed in (1, 1, 2))

@@ -171,3 +171,31 @@ def test_the_rules_in_the_config_are_those_that_ask_nothing_of_clients():
 
     assert set(RULES_FOR_LORA) == {name for name, entry in RULES.items() if not entry.asks_clients}
     assert tuple(KNOWN) == STRATEGIES
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"cluster.threshold": 0.3, "cluster.method": "hdbscan"},
+            "cluster.threshold = 0.3 has no meaning with cluster.method = 'hdbscan'; use \"agglomerative\"",
+        ),
+        (
+            {"strategy.participation": "inverse-rate", "strategy.inside": "trimmed-mean"},
+            "strategy.participation = 'inverse-rate' weighs an exact mean of bounded rank",
+        ),
+        ({"strategy.participation": "inverse-rate", "strategy.name": "fedavg"}, "not 'fedavg' and 'flexlora'"),
+        ({"run.availability": "c1"}, "run.availability must be pairs of a client and a share in (0, 1]"),
+        ({"wire.upload-seconds": -1.0}, "wire.upload-seconds must be at least 0"),
+        ({"cluster.leave-after": -1}, "cluster.leave-after must be at least 0"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_run_config(defaults() | settings)
+
+
+def test_settings_that_go_together_are_taken() -> None:
+    assert changed(cluster__threshold=0.3, cluster__method="agglomerative").cluster.threshold == 0.3
+    assert changed(strategy__participation="inverse-rate").strategy.participation == "inverse-rate"
+    assert changed(run__availability="c1=0.1, c3=0.5").run.availability == "c1=0.1, c3=0.5"

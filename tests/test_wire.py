@@ -68,6 +68,7 @@ def test_an_order_arrives_as_it_was_sent():
     assert replace(arrived, lora={}) == replace(order(), lora={})  # our rank, not the 99 of the config
     assert_same(arrived.lora, order().lora)
     assert message.content["config"]["lr"] == 0.1
+    assert parse_order(order_message(replace(order(), encoding="int8"), 9)).encoding == "int8"
 
 
 def test_an_empty_adapter_may_be_sent_to_a_node():
@@ -245,6 +246,9 @@ def test_a_reply_without_content_and_a_malformed_order_are_named():
     with pytest.raises(ValueError, match="the message carries an error and no content"):
         parse_update(failed)
     message = order_message(order(), 9)
+    message.content["config"]["encoding"] = "float8"
+    with pytest.raises(ValueError, match="encoding must be one of float32, float16, int8; got 'float8'"):
+        parse_order(message)
     message.content["config"]["seed"] = "x"
     with pytest.raises(ValueError, match="seed must be an integer, got 'x'"):
         parse_order(message)

@@ -16,6 +16,7 @@ from fedsd.lowrank import Array, LoRA, lora_norm, stack_loras
 from fedsd.strategies.clustering import Clusters, Known, centroids, cluster, stable_ids
 from fedsd.strategies.inter import mix, mix_weights, neutral, normalised_trace, style_distance
 from fedsd.strategies.intra import median_rank
+from fedsd.strategies.participation import PARTICIPATION, still_there, took_part, weigh, weight_of_absent
 from fedsd.strategies.round import Client, Cluster, Round
 from fedsd.strategies.rules import RULES, Rule
 from fedsd.strategies.rules.flexlora import flexlora
@@ -43,7 +44,9 @@ class Settings:
 
     rule: a key of STRATEGIES; method, threshold, outliers: see `clustering.cluster`; alpha, formula: see
     `inter.mix_weights`; rank_cap: largest rank of mix and neutral; inside, across: the rules of `rules.RULES` that
-    combine the clients of a cluster, where `rule` leaves it open, and the clusters in the mix and the neutral adapter.
+    combine the clients of a cluster, where `rule` leaves it open, and the clusters in the mix and the neutral adapter;
+    participation: how unequal rates of taking part are weighed, see `participation`; leave_after: rounds without a
+    client after which it leaves the grouping, 0 for never.
     """
 
     rule: str = "style-clustered"
@@ -55,6 +58,8 @@ class Settings:
     rank_cap: int = 64
     inside: str = "flexlora"
     across: str = "flexlora"
+    participation: str = "none"
+    leave_after: int = 0
 
     def __post_init__(self) -> None:
         """Check the names and the cap."""
@@ -62,6 +67,17 @@ class Settings:
             raise ValueError(f"strategy.name must be one of {', '.join(STRATEGIES)}; got {self.rule!r}")
         if self.rank_cap < 1:
             raise ValueError(f"neutral.rank must be >= 1, got {self.rank_cap}")
+        if self.leave_after < 0:
+            raise ValueError(f"cluster.leave-after must be >= 0 rounds, got {self.leave_after}")
+        if self.participation not in PARTICIPATION:
+            raise ValueError(
+                f"strategy.participation must be one of {', '.join(PARTICIPATION)}; got {self.participation!r}"
+            )
+        if self.participation != "none" and self._inside != "flexlora":
+            raise ValueError(
+                f"strategy.participation weighs an exact mean of bounded rank, and {self._inside} is none; "
+                'use strategy.inside = "flexlora", or strategy.participation = "none"'
+            )
         usable = [name for name, entry in RULES.items() if not entry.asks_clients]
         for key, name in (("strategy.inside", self.inside), ("strategy.across", self.across)):
             if name not in usable:
@@ -114,12 +130,13 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
     if not updates:
         raise ValueError("no update to aggregate; a round needs at least one good reply")
     present = {update.client: update for update in sorted(updates, key=lambda update: update.client)}
-    clients = dict(previous.clients) if previous else {}
-    clients |= {name: client_of(update) for name, update in present.items()}
+    before = previous.clients if previous else {}
+    clients = still_there(before, server_round, settings.leave_after)
+    clients |= {name: client_of(update, before.get(name), server_round) for name, update in present.items()}
     # Step 1: dynamic clustering by style (l.7-8)
     groups = group(clients, settings)
     # Step 2: intra-cluster aggregation (l.9-12)
-    loras = [_adapter(members, present, previous, settings.combine) for members in groups.members]
+    loras = [_adapter(members, present, previous, settings) for members in groups.members]
     return complete(
         Combined(
             clients,
@@ -169,9 +186,10 @@ def complete(combined: Combined, previous: Round | None, settings: Settings, ser
     )
 
 
-def client_of(update: Update) -> Client:
-    """A client as its update shows it, in no cluster yet."""
-    return Client(NO_CLUSTER, update.rank, update.n, update.z, update.loss_first, update.loss_last)
+def client_of(update: Update, before: Client | None, server_round: int) -> Client:
+    """A client as its update shows it, in no cluster yet; before: what was known of it."""
+    client = Client(NO_CLUSTER, update.rank, update.n, update.z, update.loss_first, update.loss_last, 0, 0, 0)
+    return took_part(client, before, server_round)
 
 
 def group(clients: Mapping[str, Client], settings: Settings) -> Groups:
@@ -193,18 +211,38 @@ def group(clients: Mapping[str, Client], settings: Settings) -> Groups:
 def _ids(z_k: Array, members: Sequence[AbstractSet[str]], previous: Round | None) -> tuple[list[int], int]:
     if previous is None:
         return list(range(len(z_k))), len(z_k)
-    known = {cluster_id: Known(found.z, set(found.members)) for cluster_id, found in previous.clusters.items()}
+    staying = set().union(*members)
+    # a cluster that all members have left has no successor: its id goes with it, whoever comes into its place
+    known = {
+        cluster_id: Known(found.z, set(found.members))
+        for cluster_id, found in previous.clusters.items()
+        if staying & set(found.members)
+    }
     ids = stable_ids(z_k, members, known, previous.reach, previous.next_id)
     return ids, max([previous.next_id - 1, *ids]) + 1
 
 
-def _adapter(members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, combine: Rule) -> LoRA:
-    """ΔΘ_c from the members that took part (l.11); else from the clusters that the members were in."""
+def _adapter(
+    members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, settings: Settings
+) -> LoRA:
+    """ΔΘ_c from the members that took part (l.11), see `participation`; else from the clusters that they were in."""
     taking_part = [present[name] for name in sorted(members) if name in present]
     if not taking_part:
         return adapter_before(members, previous)
     rank = median_rank([update.rank for update in taking_part])
-    return combine([update.lora for update in taking_part], [update.n for update in taking_part], rank).lora
+    loras = [update.lora for update in taking_part]
+    weights = [weight_in(previous, update, settings) for update in taking_part]
+    absent = members - present.keys()
+    if (weight := weight_of_absent(absent, previous, settings.participation)) > 0:
+        loras, weights = [*loras, adapter_before(absent, previous)], [*weights, weight]
+    return settings.combine(loras, weights, rank).lora
+
+
+def weight_in(previous: Round | None, update: Update, settings: Settings) -> float:
+    """The weight of an update in the sum of its group, before the weights are made to sum to 1."""
+    if previous is None:
+        return float(update.n)
+    return weigh(update.n, previous.clients.get(update.client), previous.server_round, settings.participation)
 
 
 def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:

@@ -7,8 +7,13 @@ from fedsd.strategies.round import Round
 from fedsd.wire import Update
 
 
-def client_done(server_round: int, update: Update) -> dict[str, Any]:
-    """A client has sent an update that is sound by itself; bytes: payload of its arrays."""
+def client_done(
+    server_round: int, update: Update, encoding: str = "float32", bandwidth: float | None = None
+) -> dict[str, Any]:
+    """A client has sent an update that is sound by itself.
+
+    bytes: payload of its arrays; encoding: in which they were asked for; bandwidth: bytes per second of the upload.
+    """
     return {
         "event": "client.done",
         "round": server_round,
@@ -20,6 +25,8 @@ def client_done(server_round: int, update: Update) -> dict[str, Any]:
         "seconds": update.seconds,
         "images_per_second": update.images_per_second,
         "bytes": update.bytes,
+        "encoding": encoding,
+        "bandwidth": bandwidth,
     }
 
 

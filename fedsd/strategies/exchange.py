@@ -23,11 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of the message to one node: a reply that carries content, or the problem in words."""
+    """What became of the message to one node: a reply that carries content, or the problem in words.
+
+    delay: seconds from the reply's making, by the node's clock, to its arrival, by this one's.
+    """
 
     node_id: int
     reply: Message | None
     problem: str = ""
+    delay: float = 0.0
 
 
 def exchange(grid: Grid, messages: Iterable[Message], timeout: float, poll: float) -> Iterator[Answer]:
@@ -63,7 +67,7 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float, poll: floa
 def answer(reply: Message, node_id: int) -> Answer:
     """A reply as an answer; an error that it carries becomes the problem."""
     if not reply.has_error():
-        return Answer(node_id, reply)
+        return Answer(node_id, reply, delay=time.time() - reply.metadata.created_at)
     lines = (reply.error.reason or "no reason given").strip().splitlines()
     return Answer(node_id, None, f"{lines[-1].strip()[:300]} (Flower error {reply.error.code})")
 

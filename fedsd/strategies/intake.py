@@ -19,14 +19,17 @@ from fedsd.strategies.aggregate import (
     client_of,
     complete,
     group,
+    weight_in,
 )
 from fedsd.strategies.clustering import centroids
 from fedsd.strategies.intra import median_rank
+from fedsd.strategies.participation import still_there, weight_of_absent
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.validate import Expected, Limits, beside, compare, majority
 from fedsd.wire import Profile, Update
 
 LOG = logging.getLogger("flwr.fedsd")
+STAND_IN = "(before)"  # whose adapter stands in for absent members; no client can have this name
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,16 @@ class Streamed:
         cap: int,
     ) -> None:
         self.previous, self.settings, self.limits, self.expected = previous, settings, limits, expected
-        self._before = dict(previous.clients) if previous else {}
-        announced = {one.client: Client(NO_CLUSTER, one.rank, one.n, one.z, np.nan, np.nan) for one in profiles}
+        self._before = (
+            still_there(previous.clients, previous.server_round + 1, settings.leave_after) if previous else {}
+        )
+        self._n_cap = int(limits.n_over_median * sorted(one.n for one in profiles)[(len(profiles) - 1) // 2])
+        announced = {
+            one.client: Client(NO_CLUSTER, one.rank, min(one.n, self._n_cap), one.z, np.nan, np.nan, 0, 0, 0)
+            for one in profiles
+        }
         self._groups = group(self._before | announced, settings)
         self._group_of = {name: k for k, members in enumerate(self._groups.members) for name in members}
-        self._n_cap = int(limits.n_over_median * sorted(one.n for one in profiles)[(len(profiles) - 1) // 2])
         self._sums = [Accumulator(cap) for _ in self._groups.members]
         self._factors = FactorAccumulator()
         self._norms: dict[str, float] = {}
@@ -124,10 +132,13 @@ class Streamed:
         if update.n > self._n_cap:
             self._capped[update.client] = self._n_cap
             update = replace(update, n=self._n_cap)
-        self._sums[self._group_of[update.client]].add(update.client, update.lora, update.n)
+        weight = weight_in(self.previous, update, self.settings)
+        self._sums[self._group_of[update.client]].add(update.client, update.lora, weight)
         self._factors.add(update.lora, update.n)
         self._norms[update.client] = norm
-        self._came[update.client] = client_of(update)
+        known = self.previous.clients if self.previous else {}
+        server_round = self.previous.server_round + 1 if self.previous else 1
+        self._came[update.client] = client_of(update, known.get(update.client), server_round)
 
     def finish(self, server_round: int) -> Outcome:
         """The round from the sums; clients that are known from nowhere but their profile do not stay in the groups."""
@@ -157,6 +168,9 @@ class Streamed:
         came = [name for name in sorted(members) if name in self._came]
         if not came:
             return adapter_before(members, self.previous), 0.0
+        absent = members - self._came.keys()
+        if (weight := weight_of_absent(absent, self.previous, self.settings.participation)) > 0:
+            self._sums[k].add(STAND_IN, adapter_before(absent, self.previous), weight)
         exact, bound = self._sums[k].mean()
         rank = median_rank([self._came[name].rank for name in came])
         size, off = lora_norm(exact), sum(error**2 for error in bound.values()) ** 0.5

@@ -30,19 +30,21 @@ def wait_for_nodes(grid: Grid, at_least: int, timeout: float, poll: float) -> li
 
 def ask_profiles(
     grid: Grid, nodes: Iterable[int], timeout: float, poll: float
-) -> tuple[dict[int, Profile], dict[int, str]]:
-    """Profiles by node id, and the reason for each node that has none."""
+) -> tuple[dict[int, Profile], dict[int, str], dict[int, float]]:
+    """Profiles by node id, the reason for each node that has none, and the profiles' delays, see `exchange.Answer`."""
     profiles: dict[int, Profile] = {}
     reasons: dict[int, str] = {}
+    delays: dict[int, float] = {}
     for found in exchange(grid, (profile_query(node) for node in nodes), timeout, poll):
         if found.reply is None:
             reasons[found.node_id] = found.problem
             continue
         try:
             profiles[found.node_id] = parse_profile(found.reply)
+            delays[found.node_id] = found.delay
         except ValueError as error:
             reasons[found.node_id] = f"its profile is not valid: {error}"
-    return profiles, reasons
+    return profiles, reasons, delays
 
 
 def misfits(profiles: Mapping[int, Profile]) -> dict[int, str]:
@@ -59,6 +61,18 @@ def misfits(profiles: Mapping[int, Profile]) -> dict[int, str]:
         if node not in reasons and profile.base_sha != most:
             reasons[node] = f"it has base {profile.base_sha[:12]}, not {most[:12]}; give all nodes the same base.name"
     return reasons
+
+
+def available(clients: Sequence[str], shares: Mapping[str, float], run_seed: int, server_round: int) -> list[str]:
+    """Those that may be asked in this round, sorted: each is in its own share of the rounds, 1 where none is given.
+
+    Where that leaves nobody it is the one that came nearest to being there.
+    """
+    luck = {
+        client: client_seed(run_seed, server_round, f"available/{client}") / 2**31 / shares.get(client, 1.0)
+        for client in sorted(clients)
+    }
+    return [client for client in luck if luck[client] < 1] or sorted(luck, key=lambda client: luck[client])[:1]
 
 
 def sample(clients: Sequence[str], fraction: float, seed: int) -> list[str]:

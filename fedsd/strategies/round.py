@@ -12,7 +12,10 @@ from fedsd.strategies.clustering import reach
 
 @dataclass(frozen=True)
 class Client:
-    """What the server knows of a client. z: (D,); losses are those of the last round it took part in."""
+    """What the server knows of a client. z: (D,); losses are those of the last round it took part in.
+
+    first_round, last_round: the first and the last one it took part in; rounds: in how many it did.
+    """
 
     cluster: int
     rank: int
@@ -20,6 +23,9 @@ class Client:
     z: Array
     loss_first: float
     loss_last: float
+    first_round: int
+    last_round: int
+    rounds: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,36 +20,18 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsd.lowrank import Factor, LoRA, reseed, resize_lora
 from fedsd.strategies.aggregate import NO_CLUSTER, Settings
 from fedsd.strategies.arrivals import arrive, start_of
+from fedsd.strategies.bandwidth import Uplinks
 from fedsd.strategies.events import client_done, round_clusters
 from fedsd.strategies.exchange import Answer, answer, exchange
 from fedsd.strategies.intake import Intake, open_intake
-from fedsd.strategies.roster import ask_profiles, client_seed, misfits, sample, wait_for_nodes
+from fedsd.strategies.lifecycle import changes
+from fedsd.strategies.roster import ask_profiles, available, client_seed, misfits, sample, wait_for_nodes
 from fedsd.strategies.round import Round
+from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.validate import Limits, check_update
 from fedsd.wire import Order, Profile, Update, lora_record, order_message, parse_lora, parse_update
 
 LOG = logging.getLogger("flwr.fedsd")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a run goes along.
-
-    seed: all others derive from it; fraction: of the clients asked in a round, (0, 1]; min_nodes: waited for;
-    tolerance: the run ends when the mix changes by less than this share, 0 never; encoding: of adapters sent, float32
-    or float16; stack_cap: columns to which replies are folded as they come, see `intake.Streamed`, 0: they are held;
-    profile_timeout, poll: seconds; max_actor_deaths: simulation workers that may die before the run is given up.
-    """
-
-    seed: int = 0
-    fraction: float = 1.0
-    min_nodes: int = 1
-    tolerance: float = 0.0
-    encoding: str = "float32"
-    stack_cap: int = 0
-    profile_timeout: float = 600.0
-    poll: float = 0.2
-    max_actor_deaths: int = 3
 
 
 def _ignore(_: Any) -> None:
@@ -80,6 +61,7 @@ class StyleClusteredLoRA(Strategy):
         self._on_event = on_event
         self._on_round = on_round
         self._profiles: dict[int, Profile] = {}  # by Flower's node id, of the nodes that can take part
+        self._uplinks = Uplinks(self.schedule.upload_encoding, self.schedule.upload_seconds, self.schedule.poll)
         self._deaths: Counter[str] = Counter()  # by client: workers that died while it was training
 
     def resume(self, previous: Round) -> None:
@@ -177,6 +159,7 @@ class StyleClusteredLoRA(Strategy):
         by_client = {profile.client: node for node, profile in self._profiles.items()}
         # a client in whose hands two workers died is not asked a third time: it would take the last ones down
         able = [client for client in by_client if self._deaths[client] < 2]
+        able = available(able, self.schedule.availability, self.schedule.seed, server_round)
         chosen = sample(able, self.schedule.fraction, client_seed(self.schedule.seed, server_round, "sample"))
         self._tell("round.start", round=server_round, clients=chosen)
         initial = parse_lora(arrays)
@@ -185,12 +168,13 @@ class StyleClusteredLoRA(Strategy):
             node = by_client[client]
             profile = self._profiles[node]
             cluster, lora = self._start_of(profile, initial)
-            key = id(lora), profile.rank
+            encoding, rank = self._uplinks.order(client, profile.rank, lora)
+            key = id(lora), rank
             if key not in resized:
-                resized[key] = lora, resize_lora(lora, profile.rank)
+                resized[key] = lora, resize_lora(lora, rank)
             seed = client_seed(self.schedule.seed, server_round, client)
             start = warm_start(resized[key][1], seed)
-            order = Order(server_round, profile.rank, cluster, seed, start)
+            order = Order(server_round, rank, cluster, seed, start, encoding)
             yield order_message(order, node, encoding=self.schedule.encoding, config=config)
 
     def _meet(self, server_round: int, grid: Grid) -> None:
@@ -199,7 +183,7 @@ class StyleClusteredLoRA(Strategy):
         online = wait_for_nodes(grid, schedule.min_nodes, schedule.profile_timeout, schedule.poll)
         known = {node: profile for node, profile in self._profiles.items() if node in online}
         unknown = [node for node in online if node not in known]
-        profiles, reasons = ask_profiles(grid, unknown, schedule.profile_timeout, schedule.poll)
+        profiles, reasons, delays = ask_profiles(grid, unknown, schedule.profile_timeout, schedule.poll)
         unfit = misfits(known | profiles)
         for node, reason in (reasons | unfit).items():
             name = profiles[node].client if node in profiles else f"node {node}"
@@ -207,6 +191,7 @@ class StyleClusteredLoRA(Strategy):
         self._profiles = {node: profile for node, profile in (known | profiles).items() if node not in unfit}
         for node in sorted(profiles.keys() & self._profiles.keys(), key=lambda node: profiles[node].client):
             profile = profiles[node]
+            self._uplinks.met(profile.client, delays[node])
             self._tell("client.profile", client=profile.client, rank=profile.rank, n=profile.n)
         if not self._profiles:
             raise RuntimeError(f"round {server_round}: no node can take part; " + _joined(reasons | unfit))
@@ -238,7 +223,8 @@ class StyleClusteredLoRA(Strategy):
                 reasons[name] = str(error)
                 self._fail(server_round, name, str(error))
                 continue
-            self._on_event(client_done(server_round, update))
+            bandwidth = self._uplinks.uploaded(name, update.bytes, found.delay)
+            self._on_event(client_done(server_round, update, self._uplinks.encoding_of(name), bandwidth))
         outcome = (intake or self._intake()).finish(server_round)
         for name, reason in outcome.reasons.items():
             self._fail(server_round, name, reason)
@@ -247,6 +233,8 @@ class StyleClusteredLoRA(Strategy):
         if outcome.after is None:
             problem = _joined(reasons | dict(outcome.reasons)) or "no client was asked"
             raise RuntimeError(f"round {server_round} brought no usable reply; {problem}")
+        for change in changes(self.previous, outcome.after):
+            self._on_event(change.event(server_round))
         self.previous = outcome.after
         self._on_event(round_clusters(outcome.after, outcome.error_bound))
         self._on_round(outcome.after)

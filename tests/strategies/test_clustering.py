@@ -173,3 +173,15 @@ def test_a_cluster_keeps_its_id_when_its_members_change_their_style():
 
 def test_the_first_round_counts_from_the_next_id():
     assert stable_ids(np.eye(2), [{"a"}, {"b"}], {}, 2.0, 0) == [0, 1]
+
+
+@pytest.mark.parametrize("method", ["hdbscan", "agglomerative", "k-means"])
+def test_a_client_alone_in_its_style_is_told_from_the_style_nearest_to_it(method):
+    # pairs 0.005 apart, and a client 0.08 to 0.12 from the nearer pair: 0.46 from the other one
+    turns = [0.0, 0.1, 0.5, 1.5, 1.6]
+    Z = np.array([[np.cos(turn), np.sin(turn)] for turn in turns])
+    assert cluster(Z, [50] * 5, method=method).labels == (0, 0, 1, 2, 2)
+    # little farther than clients of one style usually are, it is of that style
+    turns[2] = 0.3
+    Z = np.array([[np.cos(turn), np.sin(turn)] for turn in turns])
+    assert cluster(Z, [50] * 5, method=method).labels == (0, 0, 0, 1, 1)

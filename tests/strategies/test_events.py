@@ -17,6 +17,8 @@ def test_a_finished_client_is_told_with_its_figures(make_update):
         "seconds": 2.0,
         "images_per_second": 10.0,
         "bytes": 0,
+        "encoding": "float32",
+        "bandwidth": None,
     }
 
 

@@ -466,3 +466,57 @@ def test_replies_folded_as_they_come_make_the_same_rounds(latest_first):
         assert_same(left.lora_mix, right.lora_mix, rtol=1e-4, atol=1e-5)
         assert left.updates == {}
     assert [entry["error_bound"] for entry in streamed.named("round.clusters")] == [{"0": 0.0, "1": 0.0}] * 2
+
+
+def test_clients_of_a_low_availability_are_asked_rarely_and_weigh_more():
+    log = Log()
+    schedule = Schedule(poll=0.001, profile_timeout=5, availability={"c1": 0.4, "c3": 0.4})
+    log.strategy(schedule=schedule, participation="inverse-rate").start(
+        make_grid(make_app()), ArrayRecord(), num_rounds=8
+    )
+    asked = [entry["clients"] for entry in log.named("round.start")]
+    assert all({"c0", "c2"} <= set(clients) for clients in asked)
+    assert 0 < sum("c1" in clients for clients in asked) < 8
+    assert log.named("client.failed") == []
+    for name, client in log.rounds[-1].clients.items():
+        assert client.rounds == sum(name in clients for clients in asked)
+
+
+def test_a_slow_upload_brings_a_cheaper_order_and_the_round_goes_on_with_it():
+    def slow(reply, order, index):
+        if index == 1:
+            reply.metadata.created_at -= 100.0  # 100 s on the way
+        return reply
+
+    log, grid = Log(), make_grid(make_app(slow))
+    log.strategy(schedule=Schedule(poll=0.001, profile_timeout=5, upload_seconds=20)).start(
+        grid, ArrayRecord(), num_rounds=2
+    )
+    done = {(entry["round"], entry["client"]): entry for entry in log.named("client.done")}
+    first = done[1, "c1"]
+    assert first["encoding"] == "float32"
+    assert first["bandwidth"] == pytest.approx(first["bytes"] / 100, rel=0.05)
+    orders = {parse_order(m).seed: parse_order(m) for m in grid.asked if m.metadata.message_type == "train"}
+    second = [order for order in orders.values() if order.server_round == 2]
+    assert [(order.rank, order.encoding) for order in second][1] == ("int8", 3)[::-1]
+    assert [order.encoding for order in second] == ["float32", "int8", "float32", "float32"]
+    assert done[2, "c1"]["encoding"] == "int8"
+    assert done[2, "c0"]["bandwidth"] > 10 * first["bandwidth"]
+
+
+def test_what_becomes_of_clusters_is_told():
+    log = Log()
+    grid = make_grid(make_app())
+    strategy = log.strategy(leave_after=1)
+    strategy.start(grid, ArrayRecord(), num_rounds=1)
+    for node in (102, 103):
+        grid.unplug(node)
+    strategy.start(grid, ArrayRecord(), num_rounds=3)
+    (retired,) = log.named("cluster.retired")
+    assert (retired["round"], retired["cluster"]) == (3, 1)
+    assert retired["reason"] == "c2, c3: away for 2 rounds, and nobody else was in it"
+    grid.online.update((102, 103))
+    strategy.start(grid, ArrayRecord(), num_rounds=4)
+    (opened,) = log.named("cluster.opened")
+    assert (opened["round"], opened["cluster"]) == (4, 2)
+    assert [entry["kind"] for entry in log.named("client.arrived")] == ["new", "new"]

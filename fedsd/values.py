@@ -1,0 +1,58 @@
+"""How the texts among the settings are read, and which settings exclude each other."""
+
+from collections.abc import Mapping
+
+Value = bool | int | float | str
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the parts of a comma-separated list, without blanks."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def are_ranks(value: Value) -> bool:
+    """Say whether a setting lists ranks."""
+    parts = split_list(str(value))
+    return bool(parts) and all(p.isdigit() and int(p) >= 1 for p in parts)
+
+
+def shares_by_name(text: str) -> dict[str, float]:
+    """Return {"c1": 0.1} for "c1=0.1"; ValueError unless every part is a name, "=" and a share in (0, 1]."""
+    shares = {}
+    for part in split_list(text):
+        name, _, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError:
+            raise ValueError(f"{part!r} is not a client, '=' and a share") from None
+        if not (name.strip() and 0 < shares[name.strip()] <= 1):
+            raise ValueError(f"{part!r} does not give a client a share in (0, 1]")
+    return shares
+
+
+def are_shares(value: Value) -> bool:
+    """Say whether a setting lists shares by name, or nothing."""
+    try:
+        shares_by_name(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def conflicts(flat: Mapping[str, Value]) -> list[str]:
+    """Return what is wrong between settings that are each right by themselves."""
+    found = []
+    threshold, method = flat.get("cluster.threshold"), flat.get("cluster.method")
+    if threshold and method != "agglomerative":
+        found.append(
+            f"cluster.threshold = {threshold} has no meaning with cluster.method = {method!r}; "
+            'use "agglomerative", or threshold 0'
+        )
+    name, inside, participation = (flat.get(f"strategy.{key}") for key in ("name", "inside", "participation"))
+    if participation != "none" and (name not in ("style-clustered", "everyone") or inside != "flexlora"):
+        found.append(
+            f"strategy.participation = {participation!r} weighs an exact mean of bounded rank; use it with "
+            f'strategy.name = "style-clustered" or "everyone" and strategy.inside = "flexlora", '
+            f"not {name!r} and {inside!r}"
+        )
+    return found
