@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedsd.export import for_diffusers
 from fedsd.lowrank import Array, Factor, LoRA
 
 FOLDERS = ("ckpt", "loras", "embeddings", "grids", "plots", "logs")
@@ -206,30 +206,8 @@ def load_lora(file: Path) -> dict[str, Factor]:
 
 
 def export_diffusers(lora: LoRA, folder: Path, biases: Mapping[str, Array] | None = None) -> Path:
-    """Write an adapter for stock diffusers' `load_lora_weights(folder)`; layer = component + module path.
-
-    lora_alpha equals the rank of each layer, so that its scale is 1, as in B A; the header says so, because loaders
-    that guess it from the first layer get unequal ranks wrong. biases: (d_out,) added to layers of `lora`; where one
-    layer of a component has one, loaders expect it of all, so the others get zeros. Returns the file.
-    """
-    biases = biases or {}
-    biased = {layer.partition(".")[0] for layer in biases}
-    tensors: dict[str, Array] = {}
-    ranks: dict[str, dict[str, int]] = {}
-    for layer in sorted(lora):
-        tensors[f"{_clip_prefixed(layer)}.lora_A.weight"] = lora[layer].A.astype(np.float32)
-        tensors[f"{_clip_prefixed(layer)}.lora_B.weight"] = lora[layer].B.astype(np.float32)
-        component, _, module = layer.partition(".")
-        if component in biased:
-            bias = biases.get(layer, np.zeros(lora[layer].shape[0]))
-            tensors[f"{_clip_prefixed(layer)}.lora_B.bias"] = bias.astype(np.float32)
-        ranks.setdefault(component, {})[module.removeprefix("text_model.")] = lora[layer].rank
-    configs = {f"{component}.{key}": value for component, found in ranks.items() for key, value in _peft(found).items()}
-    configs |= {f"{component}.lora_bias": True for component in biased}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
-    write_file(
-        folder / DIFFUSERS_FILE, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}, header)
-    )
+    """Write an adapter for stock diffusers' `load_lora_weights(folder)`, see `export.for_diffusers`; returns the file."""
+    write_file(folder / DIFFUSERS_FILE, for_diffusers(lora, biases or {}))
     return folder / DIFFUSERS_FILE
 
 
@@ -248,24 +226,6 @@ def write_file(file: Path, content: bytes, mode: int = 0o644) -> None:
         growing.unlink(missing_ok=True)
         raise
     _flush_folder(file.parent)
-
-
-def _peft(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of PEFT's LoraConfig for one component: module path -> rank."""
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    unusual = {module: rank for module, rank in ranks.items() if rank != usual}
-    return {
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": unusual,
-        "alpha_pattern": unusual,
-        "target_modules": list(ranks),
-    }
-
-
-def _clip_prefixed(layer: str) -> str:
-    """A text encoder's layer as diffusers writes it; since transformers 5 "text_model" is no longer in the path."""
-    return re.sub(r"^(text_encoder(?:_\d)?)\.encoder\.", r"\1.text_model.encoder.", layer)
 
 
 def _halves(factor: Factor) -> dict[str, Array]:

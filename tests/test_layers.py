@@ -14,13 +14,13 @@ PACKAGE = ROOT / "fedsd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("lowrank",), ("values",), ("config",), ("codec",), ("wire",), ("store",), ("strategies",), ("base",), ("data",),
-    ("methods",), ("privacy",), ("metrics",), ("hybrid",), ("client_app", "server_app"), ("cli",),
+    ("lowrank",), ("values",), ("config",), ("codec",), ("wire",), ("export",), ("store",), ("strategies",), ("base",),
+    ("data",), ("methods",), ("privacy",), ("metrics",), ("hybrid",), ("client_app", "server_app"), ("cli",),
 )  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 # The Training Edge Server has neither the base nor anybody's pictures (section 3.1 of the paper).
-SERVER_SIDE = ("lowrank", "values", "config", "codec", "wire", "store", "strategies", "server_app")
+SERVER_SIDE = ("lowrank", "values", "config", "codec", "wire", "export", "store", "strategies", "server_app")
 NOT_ON_THE_SERVER = {
     "torch", "torchvision", "diffusers", "transformers", "peft", "open_clip", "accelerate",
     "fedsd.base", "fedsd.data", "fedsd.methods", "fedsd.privacy", "fedsd.metrics", "fedsd.hybrid", "fedsd.cli",
