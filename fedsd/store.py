@@ -206,7 +206,7 @@ def load_lora(file: Path) -> dict[str, Factor]:
 
 
 def export_diffusers(lora: LoRA, folder: Path, biases: Mapping[str, Array] | None = None) -> Path:
-    """Write an adapter for stock diffusers' `load_lora_weights(folder)`, see `export.for_diffusers`; returns the file."""
+    """Write an adapter for stock diffusers (`export.for_diffusers`); returns the file."""
     write_file(folder / DIFFUSERS_FILE, for_diffusers(lora, biases or {}))
     return folder / DIFFUSERS_FILE
 
