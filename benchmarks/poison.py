@@ -98,7 +98,7 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--rounds", type=int, default=2)
     args.add_argument("--steps", type=int, default=50)
     args.add_argument("--batch", type=int, default=16)
-    args.add_argument("--pictures", type=int, default=160)
+    args.add_argument("--pictures", type=int, default=160, help="of each cluster and run; at least 20")
     args.add_argument("--denoise", type=int, default=12, help="denoising steps")
     args.add_argument("--attacks", default=",".join(ATTACKS))
     args.add_argument("--rules", default=";".join(RULES), help="separated by semicolons")
@@ -113,6 +113,7 @@ def prepare(opts: argparse.Namespace) -> Setup:
         "run.rounds": opts.rounds, "run.min-nodes": CLIENTS, "data.root": str(opts.emoji.absolute()),
         "data.styles": opts.styles, "train.steps": opts.steps, "train.batch-size": opts.batch,
         "node.private-dir": str(out / "nodes"),
+        "cluster.method": "agglomerative",  # HDBSCAN parts five clients of one style into groups too small to judge
     }  # fmt: skip
     config = configuration.from_run_config(flat)
     held = sampling.holdings(config, [f"c{k}" for k in range(CLIENTS)])
@@ -225,7 +226,7 @@ def page(setup: Setup, opts: argparse.Namespace, scores: Scores, bare: Mapping[s
         "Written by `python benchmarks/poison.py --emoji DIR --realism SCRIPT`.",
         "",
         f"{CLIENTS} clients, five for each of {' and '.join(styles)}, of ranks 4, 8 and 16 in turn; {opts.rounds} "
-        f"rounds of {opts.steps} steps. One client of each five attacks ({attackers}). It sends:",
+        f"rounds of {opts.steps} steps, agglomerative clusters. One of each five attacks ({attackers}). It sends:",
         "",
         *(f"- {attack}: {ATTACKS[attack]}" for attack in attacks if attack),
         "",
