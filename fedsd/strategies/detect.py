@@ -9,9 +9,10 @@ be dodged by (c B, A / c) or by padding, and no dense matrix is formed:
 
 erank is the effective rank of Roy and Vetterli (2007, A measure of effective dimensionality). ln s and the log-odds of
 t are compared by their distance from the median in robust standard deviations, 1.4826 times the median absolute
-deviation (Iglewicz and Hoaglin 1993). An update is suspected where that distance exceeds both what chance
-allows among so few (CUTS) and what honest clients differ by at all (SIZE, ODDS); and where it has, unlike the others,
-no direction in common with them (ALIGNED). No weights are used: a client's image count is its own word.
+deviation (Iglewicz and Hoaglin 1993). An update is suspected where that distance exceeds both what chance allows among
+so few (CUTS) and what honest clients differ by at all (SIZE, ODDS), or its size is beyond all measure (LARGEST); and
+where it has, unlike the others, no direction in common with them (ALIGNED). No weights are used: a client's image count
+is its own word.
 
 The limits leave a margin of about two, in logarithms, to what was seen of honest clients on emoji pictures (ranks 4 to
 16, one style or two in a cluster, rounds 1 and 2): s within 1.4 times the median, odds of t above 0.5 times, c above
@@ -32,6 +33,7 @@ from fedsd.strategies.rules.geometric_median import gram
 
 MEMBERS = 4  # of three, one that is turned round leaves the other two without a common direction
 SIZE = 2.0  # times the median
+LARGEST = 5.0  # times the median, however widely the members' sizes spread: that of five says little
 ODDS = 4.0  # the median's over a client's
 ALIGNED = 0.1  # of the median cosine
 AGREEMENT = 0.02  # median cosine below which the members share no direction; chance gives 0.002 on the embedded base
@@ -128,7 +130,8 @@ def _spectrum(lora: LoRA, p: int) -> tuple[float, float]:
 def _why(score: Scores, median: Scores, members: int) -> str:
     """Why an update is suspected, with the figures, or ""."""
     cut, reasons = CUTS.get(members, CUT), []
-    if score.size > SIZE * median.size > 0 and score.size_z > cut:
+    large = score.size > SIZE * median.size and score.size_z > cut
+    if (large or score.size > LARGEST * median.size) and median.size > 0:
         reasons.append(f"it is {score.size / median.size:.3g} times as large as the median of its cluster")
     if median.direction >= AGREEMENT and score.direction < ALIGNED * median.direction:
         way = "points against" if score.direction < -ALIGNED * median.direction else "has no direction in common with"

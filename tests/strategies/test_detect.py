@@ -45,6 +45,16 @@ def test_a_tenfold_update_is_found_by_its_size(count, attacker):
     assert "times as large as the median of its cluster" in reason and "cosine" not in reason
 
 
+def test_honest_sizes_that_spread_widely_hide_a_doubled_update_but_no_tenfold_one():
+    honest_sizes = (1.0, 1.6, 0.6, 1.0, 1.6)
+    members = {f"c{k}": honest(k, 8, size=size) for k, size in enumerate(honest_sizes)}
+    assert detect(members).suspected == {}
+    assert detect(members | {"c0": scaled(members["c0"], 2.5)}).suspected == {}
+    tenfold = detect(members | {"c0": scaled(members["c0"], 10)})
+    assert tenfold.scores["c0"].size_z < CUTS[5]
+    assert list(tenfold.suspected) == ["c0"]
+
+
 @pytest.mark.parametrize("count", [4, 5, 10])
 @pytest.mark.parametrize("attacker", ["c0", "c1", "c2"])
 def test_a_flipped_update_is_found_by_its_direction(count, attacker):
