@@ -119,6 +119,7 @@ class StrategyConfig:
     across: str
     stack_cap: int
     participation: str
+    detect: bool
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def strategy_of(config: configuration.Config, folder: RunFolder) -> StyleCluster
             outliers=config.cluster.outliers, alpha=config.mix.alpha, formula=config.mix.formula,
             rank_cap=config.neutral.rank, inside=config.strategy.inside, across=config.strategy.across,
             participation=config.strategy.participation, leave_after=config.cluster.leave_after,
+            detect=config.strategy.detect,
         ),
         schedule=Schedule(
             seed=config.run.seed, min_nodes=config.run.min_nodes, tolerance=config.run.tolerance,

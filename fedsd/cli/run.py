@@ -66,10 +66,13 @@ def check_port(port: int) -> None:
             ) from error
 
 
-def write_app(folder: Path, flat: Mapping[str, configuration.Value]) -> None:
-    """Write the Flower app of a run: re-exports of the installed package, and its settings as the app's defaults."""
+def write_app(folder: Path, flat: Mapping[str, configuration.Value], files: Mapping[str, str] = APP) -> None:
+    """Write the Flower app of a run: `files`, with `app` in node.py and tes.py, and its settings as the app's defaults.
+
+    Without `files` these are re-exports of the installed package.
+    """
     folder.mkdir(parents=True)
-    for name, text in APP.items():
+    for name, text in files.items():
         (folder / name).write_text(text)
     project = {"name": "fedsd-run", "version": "1.0.0", "license": "Apache-2.0", "dependencies": []}
     components = {"serverapp": "tes:app", "clientapp": "node:app"}
@@ -164,8 +167,14 @@ def _flwr(arguments: list[str], app: Path, env: Mapping[str, str]) -> dict[str, 
     return answer
 
 
-def simulate(flat: Mapping[str, configuration.Value], machine: Machine, port: int | None, progress: Progress) -> bool:
-    """Run the simulation that `flat` describes; returns whether Flower says that it completed.
+def simulate(
+    flat: Mapping[str, configuration.Value],
+    machine: Machine,
+    port: int | None,
+    progress: Progress,
+    files: Mapping[str, str] = APP,
+) -> bool:
+    """Run the simulation that `flat` describes with the app in `files`; returns whether Flower says that it completed.
 
     `run.folder` must be absolute. Raises ValueError when `port` is in use and RuntimeError when Flower does not start.
     """
@@ -175,7 +184,7 @@ def simulate(flat: Mapping[str, configuration.Value], machine: Machine, port: in
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="fedsd-"))
     try:
-        write_app(work / "app", flat)
+        write_app(work / "app", flat, files)
         env = environment(work / "flower", machine.threads)
         with superlink(work / "app", env, port or free_port(), folder / "logs" / "superlink.log") as connection:
             started = _flwr(["run", ".", connection, "--federation-config", machine.federation], work / "app", env)

@@ -46,7 +46,8 @@ class Settings:
     `inter.mix_weights`; rank_cap: largest rank of mix and neutral; inside, across: the rules of `rules.RULES` that
     combine the clients of a cluster, where `rule` leaves it open, and the clusters in the mix and the neutral adapter;
     participation: how unequal rates of taking part are weighed, see `participation`; leave_after: rounds without a
-    client after which it leaves the grouping, 0 for never.
+    client after which it leaves the grouping, 0 for never;
+    detect: updates that `detect.detect` suspects in their cluster are left out.
     """
 
     rule: str = "style-clustered"
@@ -60,6 +61,7 @@ class Settings:
     across: str = "flexlora"
     participation: str = "none"
     leave_after: int = 0
+    detect: bool = False
 
     def __post_init__(self) -> None:
         """Check the names and the cap."""
@@ -91,8 +93,8 @@ class Settings:
 
     @property
     def streams(self) -> bool:
-        """Whether that rule is a sum of products; one that compares clients needs all of their updates at once."""
-        return RULES[self._inside].streams
+        """Whether the clients' updates can be folded as they come: nothing compares them, and the rule is a sum."""
+        return RULES[self._inside].streams and not self.detect
 
     @property
     def _inside(self) -> str:
@@ -130,9 +132,7 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
     if not updates:
         raise ValueError("no update to aggregate; a round needs at least one good reply")
     present = {update.client: update for update in sorted(updates, key=lambda update: update.client)}
-    before = previous.clients if previous else {}
-    clients = still_there(before, server_round, settings.leave_after)
-    clients |= {name: client_of(update, before.get(name), server_round) for name, update in present.items()}
+    clients = clients_after(updates, previous, settings, server_round)
     # Step 1: dynamic clustering by style (l.7-8)
     groups = group(clients, settings)
     # Step 2: intra-cluster aggregation (l.9-12)
@@ -150,6 +150,15 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
         settings,
         server_round,
     )
+
+
+def clients_after(
+    updates: Sequence[Update], previous: Round | None, settings: Settings, server_round: int
+) -> dict[str, Client]:
+    """Everybody who is in the grouping of a round in which these updates came."""
+    before = previous.clients if previous else {}
+    came = {update.client: client_of(update, before.get(update.client), server_round) for update in updates}
+    return still_there(before, server_round, settings.leave_after) | came
 
 
 def complete(combined: Combined, previous: Round | None, settings: Settings, server_round: int) -> Round:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedsd.strategies.detect import Scores
 from fedsd.strategies.round import Round
 from fedsd.wire import Update
 
@@ -28,6 +29,13 @@ def client_done(
         "encoding": encoding,
         "bandwidth": bandwidth,
     }
+
+
+def client_suspected(server_round: int, client: str, reason: str, scores: Scores) -> dict[str, Any]:
+    """A client's update looks poisoned beside its cluster's and is left out; scores: see `detect.Scores`."""
+    told = {"event": "client.suspected", "round": server_round, "client": client, "reason": reason}
+    # JSON has no infinity
+    return told | {key: float(min(max(value, -1e9), 1e9)) for key, value in vars(scores).items()}
 
 
 def round_clusters(after: Round, error_bound: Mapping[int, float] | None = None) -> dict[str, Any]:

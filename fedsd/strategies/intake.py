@@ -17,11 +17,13 @@ from fedsd.strategies.aggregate import (
     adapter_before,
     aggregate_round,
     client_of,
+    clients_after,
     complete,
     group,
     weight_in,
 )
 from fedsd.strategies.clustering import centroids
+from fedsd.strategies.detect import Scores, detect
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.participation import still_there, weight_of_absent
 from fedsd.strategies.round import Client, Round
@@ -35,13 +37,15 @@ STAND_IN = "(before)"  # whose adapter stands in for absent members; no client c
 @dataclass(frozen=True)
 class Outcome:
     """A round, None when no reply could be used; reasons: client -> why it was dropped at the end; capped: client -> n
-    used; error_bound: cluster id -> largest possible ‖error‖_F / ‖adapter‖_F of its mean, where it was streamed.
+    used; error_bound: cluster id -> largest possible ‖error‖_F / ‖adapter‖_F of its mean, where it was streamed;
+    suspected: client -> scores of those that were dropped as poisoned.
     """
 
     after: Round | None
     reasons: Mapping[str, str] = field(default_factory=dict)
     capped: Mapping[str, int] = field(default_factory=dict)
     error_bound: Mapping[int, float] = field(default_factory=dict)
+    suspected: Mapping[str, Scores] = field(default_factory=dict)
 
 
 class Intake(Protocol):
@@ -62,7 +66,8 @@ def open_intake(
     if cap and settings.streams:
         return Streamed(profiles, previous, settings, limits, expected, cap)
     if cap:
-        LOG.info("the rule compares the clients' updates, so all of a round's are held in memory")
+        why = "strategy.detect" if settings.detect else "the rule"
+        LOG.info("%s compares the clients' updates, so all of a round's are held in memory", why)
     return Held(previous, settings, limits, expected)
 
 
@@ -85,8 +90,13 @@ class Held:
     def finish(self, server_round: int) -> Outcome:
         """Drop the odd ones and aggregate the others together."""
         verdict = compare(self.updates, self.norms, self.limits, self.expected)
-        after = aggregate_round(verdict.good, self.previous, self.settings, server_round) if verdict.good else None
-        return Outcome(after, verdict.reasons, verdict.capped)
+        reasons: dict[str, str] = {}
+        scores: dict[str, Scores] = {}
+        if self.settings.detect:
+            reasons, scores = _suspects(verdict.good, self.previous, self.settings, server_round)
+        good = [update for update in verdict.good if update.client not in reasons]
+        after = aggregate_round(good, self.previous, self.settings, server_round) if good else None
+        return Outcome(after, dict(verdict.reasons) | reasons, verdict.capped, suspected=scores)
 
 
 class Streamed:
@@ -175,6 +185,23 @@ class Streamed:
         rank = median_rank([self._came[name].rank for name in came])
         size, off = lora_norm(exact), sum(error**2 for error in bound.values()) ** 0.5
         return self.settings.combine([exact], [1.0], rank).lora, off / size if size else 0.0
+
+
+def _suspects(
+    updates: Sequence[Update], previous: Round | None, settings: Settings, server_round: int
+) -> tuple[dict[str, str], dict[str, Scores]]:
+    """Clients whose updates look poisoned beside those of their cluster: why, and their scores."""
+    present = {update.client: update for update in updates}
+    clients = clients_after(updates, previous, settings, server_round)
+    reasons: dict[str, str] = {}
+    scores: dict[str, Scores] = {}
+    for members in group(clients, settings).members if present else ():
+        found = detect({name: present[name].lora for name in sorted(members) if name in present})
+        reasons |= found.suspected
+        scores |= {name: found.scores[name] for name in found.suspected}
+        if found.undecided:
+            LOG.info("no client of the cluster of %s is suspected: %s", ", ".join(sorted(members)), found.undecided)
+    return reasons, scores
 
 
 def _expected(previous: Round, profiles: Sequence[Profile]) -> Expected:

@@ -21,7 +21,7 @@ from fedsd.lowrank import Factor, LoRA, reseed, resize_lora
 from fedsd.strategies.aggregate import NO_CLUSTER, Settings
 from fedsd.strategies.arrivals import arrive, start_of
 from fedsd.strategies.bandwidth import Uplinks
-from fedsd.strategies.events import client_done, round_clusters
+from fedsd.strategies.events import client_done, client_suspected, round_clusters
 from fedsd.strategies.exchange import Answer, answer, exchange
 from fedsd.strategies.intake import Intake, open_intake
 from fedsd.strategies.lifecycle import changes
@@ -228,6 +228,8 @@ class StyleClusteredLoRA(Strategy):
         outcome = (intake or self._intake()).finish(server_round)
         for name, reason in outcome.reasons.items():
             self._fail(server_round, name, reason)
+        for name, scores in outcome.suspected.items():
+            self._on_event(client_suspected(server_round, name, outcome.reasons[name], scores))
         for name, n in outcome.capped.items():
             LOG.warning("round %d: %s counts as %d images, which is the cap", server_round, name, n)
         if outcome.after is None:

@@ -1,7 +1,10 @@
 import json
 
+import numpy as np
+
 from fedsd.strategies.aggregate import Settings, aggregate_round
-from fedsd.strategies.events import client_done, round_clusters
+from fedsd.strategies.detect import Scores
+from fedsd.strategies.events import client_done, client_suspected, round_clusters
 
 
 def test_a_finished_client_is_told_with_its_figures(make_update):
@@ -30,3 +33,11 @@ def test_the_clusters_are_told_by_id_and_as_json(make_update):
     assert event["median_rank"] == {"0": 2, "1": 5}
     assert event["beta"]["0"] + event["beta"]["1"] == 1.0
     assert event.keys() == {"event", "round", "clusters", "silhouette", "ranks", "median_rank", "beta", "d", "tau"}
+
+
+def test_a_suspected_client_is_told_with_reason_and_scores_and_as_json():
+    event = json.loads(json.dumps(client_suspected(2, "c1", "it is large", Scores(9.0, 0.5, 0.7, np.inf, -np.inf))))
+    assert event == {
+        "event": "client.suspected", "round": 2, "client": "c1", "reason": "it is large",
+        "size": 9.0, "direction": 0.5, "top": 0.7, "size_z": 1e9, "top_z": -1e9,
+    }  # fmt: skip

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from trained import honest, scaled
 
 from fedsd.lowrank import dense, lora_norm, stack_loras
 from fedsd.strategies.aggregate import Settings
@@ -126,3 +127,54 @@ def test_rules_that_compare_clients_hold_their_updates_and_say_so(updates, caplo
         assert isinstance(open_intake(profiles, None, Settings(inside="multi-krum"), LIMITS, 64), Held)
     assert "the rule compares the clients' updates, so all of a round's are held in memory" in caplog.text
     assert isinstance(open_intake(profiles, None, Settings(), LIMITS, 0), Held)
+
+
+@pytest.fixture
+def fleet(make_update):
+    """Five clients of one style and two of another; c0 turns its update round and c5 its own too."""
+    updates = [make_update(f"c{k}", k // 5, rank=4, lora=honest(k, 4, style=k // 5)) for k in range(7)]
+    return [
+        replace(update, lora=scaled(update.lora, -1)) if update.client in ("c0", "c5") else update for update in updates
+    ]
+
+
+def test_with_detection_an_update_turned_round_is_left_out_with_the_reason(fleet):
+    settings = Settings(detect=True)
+    outcome = run(fleet, 0, settings=settings)
+    assert outcome.reasons.keys() == outcome.suspected.keys() == {"c0"}
+    assert outcome.reasons["c0"].startswith("it points against the others of its cluster")
+    assert outcome.suspected["c0"].direction < 0
+    # two members, of whom one is turned round, cannot say which
+    assert outcome.after.present == ("c1", "c2", "c3", "c4", "c5", "c6")
+    without = run(fleet[1:], 0).after
+    for key, found in outcome.after.clusters.items():
+        assert_same(found.lora, without.clusters[key].lora, 1e-7)
+
+
+def test_without_detection_everybody_counts(fleet):
+    outcome = run(fleet, 0)
+    assert (outcome.reasons, outcome.suspected) == ({}, {})
+    assert len(outcome.after.present) == 7
+
+
+def test_clients_of_a_cluster_are_compared_even_when_they_were_known_before(fleet):
+    settings = Settings(detect=True)
+    first = run([replace(update, lora=honest(9, 4)) for update in fleet], 0).after
+    outcome = run(fleet, 0, previous=first, settings=settings)
+    assert outcome.suspected.keys() == {"c0"}
+    # it took no part, and stays where its style puts it
+    assert "c0" not in outcome.after.present
+    assert outcome.after.clients["c0"].cluster == outcome.after.clients["c1"].cluster
+
+
+def test_detection_holds_the_updates_where_they_would_be_folded(fleet, caplog):
+    with caplog.at_level("INFO", "flwr.fedsd"):
+        intake = open_intake([profile_of(one) for one in fleet], None, Settings(detect=True), LIMITS, 64)
+    assert isinstance(intake, Held) and "strategy.detect compares" in caplog.text
+    assert isinstance(open_intake([profile_of(one) for one in fleet], None, Settings(), LIMITS, 64), Streamed)
+
+
+def test_a_cluster_too_small_to_judge_is_named_in_the_log(fleet, caplog):
+    with caplog.at_level("INFO", "flwr.fedsd"):
+        run(fleet, 0, settings=Settings(detect=True))
+    assert "no client of the cluster of c5, c6 is suspected: 2 updates cannot say" in caplog.text

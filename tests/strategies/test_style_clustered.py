@@ -7,7 +7,7 @@ from local_grid import LocalGrid, context
 
 from fedsd.lowrank import Factor, dense
 from fedsd.strategies import Limits, Round, Schedule, Settings, StyleClusteredLoRA, from_state, to_state
-from fedsd.wire import Profile, Update, parse_order, profile_reply, update_reply
+from fedsd.wire import Profile, Update, lora_record, parse_order, parse_update, profile_reply, update_reply
 
 SHAPES = {"unet.to_q": (12, 7), "unet.to_k": (9, 9), "text_encoder.q_proj": (5, 14)}
 RANKS = (2, 3, 4, 6)  # c0 and c1 draw style 0, c2 and c3 style 1
@@ -309,6 +309,23 @@ def test_a_node_that_answers_in_another_name_is_dropped():
     assert [(entry["client"], entry["reason"]) for entry in log.named("client.failed")] == [
         ("c3", "it answers as c0; a node must keep its client id for the whole run")
     ]
+
+
+def test_a_poisoned_update_is_told_and_left_out_where_detection_is_on():
+    def enlarge(reply, order, index):
+        if index == 1:
+            update = parse_update(reply)
+            larger = {layer: Factor(5 * factor.B, factor.A) for layer, factor in update.lora.items()}
+            reply.content["lora"] = lora_record(larger)
+        return reply
+
+    log = Log()
+    log.strategy("everyone", detect=True).start(make_grid(make_app(enlarge)), ArrayRecord(), num_rounds=1)
+    (suspected,), (failed,) = log.named("client.suspected"), log.named("client.failed")
+    assert (suspected["round"], suspected["client"], suspected["reason"]) == (1, "c1", failed["reason"])
+    assert failed["client"] == "c1" and "times as large as the median of its cluster" in failed["reason"]
+    assert suspected["size_z"] > 0
+    assert log.rounds[0].present == ("c0", "c2", "c3")
 
 
 def test_a_node_that_comes_later_starts_from_the_cluster_of_its_style():
