@@ -1,6 +1,7 @@
 """Put trained parts together as a diffusers folder and an open_clip folder, float16, in the weights package."""
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def main() -> None:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(dtype=torch.float16).save_pretrained(opts.out / "base")
+    for file in (opts.out / "base").glob("*/config.json"):  # without the folder that each part came from
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     shutil.copytree(opts.clip, opts.out / "clip", dirs_exist_ok=True)
     size = sum(p.stat().st_size for p in opts.out.rglob("*.safetensors"))
     print(f"{size / 1e6:.1f} MB of weights in {opts.out}")
