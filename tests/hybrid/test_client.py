@@ -1,5 +1,6 @@
 """The device against servers that fail, lie or stall, on real sockets."""
 
+import re
 import socket
 import threading
 import time
@@ -46,7 +47,7 @@ def answering(*parts: bytes, pause: float = 0.0, linger: float = 0.0) -> Iterato
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(2**16)
+            _read_request(connection)
             for part in parts:
                 connection.sendall(part)
                 over.wait(pause)
@@ -58,6 +59,17 @@ def answering(*parts: bytes, pause: float = 0.0, linger: float = 0.0) -> Iterato
     over.set()
     listener.close()
     thread.join(5)
+
+
+def _read_request(connection: socket.socket) -> None:
+    """Read one request to its end: closing with bytes unread would reset the connection, a different failure."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(2**16)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(re.search(rb"(?i)content-length: *(\d+)", head)[1])  # type: ignore[index]
+    while len(body) < length:
+        body += connection.recv(2**16)
 
 
 def _ignoring(work: Callable[[], None]) -> None:
