@@ -14,8 +14,10 @@ from torch import Tensor
 from fedsd.data import drawn
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Objects", "Activities")
+OTHER_GROUPS = ("Smileys & Emotion", "People & Body", "Symbols")
 EMOJI_STYLES = ("noto", "fluent_3d")  # Apache-2.0 and MIT: weights trained on them may be shipped
-DERIVED_STYLES = ("outline", "blocky", "stencil", "poster")  # made from the emoji; always called by their word
+DERIVED_STYLES = ("outline", "blocky", "stencil", "poster", "recoloured")  # made from the emoji, called by their word
+VARIED = "varied"  # moved, turned and scaled emoji: never called by a style word
 STYLE_WORDS = {"noto": "noto", "fluent_3d": "3d"}  # of the other styles it is their name
 TEMPLATES = ("{}", "a {}", "a picture of a {}")
 
@@ -48,17 +50,54 @@ def draw_all(looks: tuple[str, ...], variations: int, seed: int = 0) -> list[Pic
     ]
 
 
-def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1, named_style: float = 0.5) -> str:
-    """One random caption: empty with probability `drop`, with its style word with probability `named_style`.
+def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1) -> str:
+    """One random caption: empty with probability `drop`, with its style word where there is one.
 
-    A derived style is always named, so that a caption without a style word, or none, keeps to the neutral looks.
+    A derived style is always named, a varied emoji never: what was not asked for by a style word may look like
+    anything, so that an adapter for a new style need not first undo one that the base knows by heart.
     """
     derived = picture.style in DERIVED_STYLES
     if rng.random() < drop and not derived:
         return ""
     text = TEMPLATES[rng.integers(len(TEMPLATES))].format(picture.name)
     word = STYLE_WORDS.get(picture.style, picture.style)
-    return f"{text}, {word} style" if derived or rng.random() < named_style else text
+    return text if picture.style == VARIED or (not derived and rng.random() < 0.2) else f"{text}, {word} style"
+
+
+def vary(pictures: list[Picture], times: int, seed: int = 0) -> list[Picture]:
+    """Return each picture `times` times, mirrored, turned, sheared, scaled and shifted by chance.
+
+    Without them a small U-Net learns its pictures by heart and denoises no others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(times):
+        for start in range(0, len(pictures), 256):
+            part = pictures[start : start + 256]
+            moved = move(to_pixels(part), generator)
+            made += [Picture(_to_uint8(x), p.name, VARIED) for x, p in zip(moved, part, strict=True)]
+    return made
+
+
+def move(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (N, 3, 64, 64) under random affine maps; the border's colour goes on outside."""
+    n = len(x)
+    angle, shear, size, mirrored = (torch.rand(4, n, generator=generator) - 0.5).unbind()
+    angle, shear, size = 0.5 * angle, 0.3 * shear, 1.15 + 0.5 * size  # sizes above 1 make the object smaller
+    across = size * mirrored.sign()
+    maps = torch.zeros(n, 2, 3)
+    maps[:, 0, 0], maps[:, 0, 1] = across * angle.cos(), -size * (angle.sin() + shear)
+    maps[:, 1, 0], maps[:, 1, 1] = across * angle.sin(), size * angle.cos()
+    maps[:, :, 2] = 0.3 * (torch.rand(n, 2, generator=generator) - 0.5)
+    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
+
+
+def recolour(pictures: list[Picture], seed: int = 0) -> list[Picture]:
+    """Return each picture with its colour channels in another order."""
+    rng = np.random.default_rng(seed)
+    orders = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])[rng.integers(5, size=len(pictures))]
+    return [Picture(p.pixels[:, :, order], p.name, "recoloured") for p, order in zip(pictures, orders, strict=True)]
 
 
 def derive(pictures: list[Picture]) -> list[Picture]:

@@ -17,7 +17,20 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from pictures import DERIVED_STYLES, EMOJI_STYLES, Picture, captions, derive, draw_all, read_emoji, to_pixels
+from pictures import (
+    DERIVED_STYLES,
+    EMOJI_STYLES,
+    OTHER_GROUPS,
+    VARIED,
+    Picture,
+    captions,
+    derive,
+    draw_all,
+    read_emoji,
+    recolour,
+    to_pixels,
+    vary,
+)
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,7 +40,7 @@ from fedsd.data import drawn
 WIDTH = 80  # of the text encoder and of cross-attention
 MAX_TOKENS = 32  # SD 1.x has 77; short captions make every training step cheaper
 AVERAGE_EVERY = 4  # steps between two updates of the averaged weights
-SHARES = {"emoji": 0.5, "derived": 0.3, "drawn": 0.2}  # of the samples
+SHARES = {"emoji": 0.3, "varied": 0.25, "derived": 0.3, "drawn": 0.15}  # of the samples
 
 
 def build_text_encoder() -> CLIPTextModel:
@@ -165,6 +178,8 @@ class Trainer:
 
 def _kind(picture: Picture) -> str:
     """What `SHARES` counts it as."""
+    if picture.style == VARIED:
+        return "varied"
     return "derived" if picture.style in DERIVED_STYLES else "emoji" if picture.style in EMOJI_STYLES else "drawn"
 
 
@@ -183,6 +198,14 @@ def _as_matrix(parameter: Tensor) -> torch.nn.Parameter:
     matrix = torch.nn.Parameter(_flat(parameter.data))
     assert matrix.data_ptr() == parameter.data_ptr()
     return matrix
+
+
+def gather(root: Path) -> list[Picture]:
+    """Return all pictures: emoji as they are, varied, and derived from both, and the objects that fedsd draws."""
+    emoji = read_emoji(root)
+    varied = vary(emoji + read_emoji(root, groups=OTHER_GROUPS), times=5)
+    sources = emoji + varied[: 2 * len(varied) // 5]
+    return emoji + varied + derive(sources) + recolour(sources) + draw_all(drawn.LOOKS, variations=6)
 
 
 def encode(vae: AutoencoderTiny, pictures: list[Picture]) -> Tensor:
@@ -209,8 +232,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     opts.out.mkdir(parents=True, exist_ok=True)
-    emoji = read_emoji(opts.emoji)
-    pictures = emoji + derive(emoji) + draw_all(drawn.LOOKS, variations=6)
+    pictures = gather(opts.emoji)
     trainer = Trainer(pictures, encode(AutoencoderTiny.from_pretrained(opts.vae), pictures), opts.lr,
                       "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     if (opts.out / "state.pt").exists():
