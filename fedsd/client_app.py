@@ -128,7 +128,7 @@ def settings(config: configuration.Config) -> lora.Settings:
     train = config.train
     return lora.Settings(
         train.steps, train.batch_size, train.lr, train.text_lr, train.min_snr_gamma, train.precision,
-        train.caption_dropout, config.lora.text_encoder,
+        train.caption_dropout, config.lora.text_encoder, config.lora.convolutions,
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def profile(message: Message, context: Context) -> Message:
     config = configuration.from_run_config(context.run_config)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    adapters.check_rank(base, node.rank, config.lora.text_encoder)
+    adapters.check_rank(base, node.rank, config.lora.text_encoder, config.lora.convolutions)
     return wire.profile_reply(wire.Profile(node.client, prepared.z, len(node.examples), node.rank, base.sha), message)
 
 

@@ -79,10 +79,11 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class RankConfig:
-    """LoRA ranks, handed out to simulated clients in turn, and whether the text encoder is adapted too."""
+    """LoRA ranks, handed out to simulated clients in turn, and whether text encoder and convolutions are adapted."""
 
     ranks: str
     text_encoder: bool
+    convolutions: bool
 
     def rank_of(self, client: int) -> int:
         """Return the rank of client number `client`: the listed ranks in turn."""

@@ -23,8 +23,10 @@ def for_diffusers(lora: LoRA, biases: Mapping[str, Array]) -> bytes:
     tensors: dict[str, Array] = {}
     ranks: dict[str, dict[str, int]] = {}
     for layer in sorted(lora):
-        tensors[f"{_clip_prefixed(layer)}.lora_A.weight"] = lora[layer].A.astype(np.float32)
-        tensors[f"{_clip_prefixed(layer)}.lora_B.weight"] = lora[layer].B.astype(np.float32)
+        for side, matrix in (("A", lora[layer].A), ("B", lora[layer].B)):
+            tensors[f"{_clip_prefixed(layer)}.lora_{side}.weight"] = matrix.astype(np.float32).reshape(
+                len(matrix), -1, *kernel(layer, side)
+            )
         component, _, module = layer.partition(".")
         if component in biased:
             bias = biases.get(layer, np.zeros(lora[layer].shape[0]))
@@ -35,6 +37,14 @@ def for_diffusers(lora: LoRA, biases: Mapping[str, Array]) -> bytes:
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
     content: bytes = save({key: np.ascontiguousarray(value) for key, value in tensors.items()}, header)
     return content
+
+
+def kernel(layer: str, side: str) -> tuple[int, ...]:
+    """The kernel of a layer's lora_A or lora_B in diffusers' U-Nets, told by its name; () for a linear layer."""
+    name = layer.rpartition(".")[2]
+    if name not in ("conv1", "conv2", "conv", "conv_shortcut"):
+        return ()
+    return (1, 1) if side == "B" or name == "conv_shortcut" else (3, 3)
 
 
 def _peft(ranks: Mapping[str, int]) -> dict[str, Any]:

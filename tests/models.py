@@ -44,10 +44,12 @@ def tiny_clip() -> Clip:
     return Clip(model, tokenizer, 32, 24, (0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
 
 
-def random_lora(base: Base, seed: int, ranks: tuple[int, ...] = (4,), text_encoder: bool = True) -> dict[str, Factor]:
+def random_lora(
+    base: Base, seed: int, ranks: tuple[int, ...] = (4,), text_encoder: bool = True, convolutions: bool = False
+) -> dict[str, Factor]:
     """An adapter whose layers have the ranks in turn, strong enough to be seen in the output."""
     rng = np.random.default_rng(seed)
-    shapes = adapters.target_shapes(base, text_encoder)
+    shapes = adapters.target_shapes(base, text_encoder, convolutions)
     return {
         layer: Factor(
             rng.standard_normal((d_out, ranks[i % len(ranks)])).astype(np.float32) * 0.2,

@@ -1,9 +1,10 @@
 """LoRA adapters in and out of a base, by PEFT.
 
 Target modules are the attention projections of arXiv 2508.04745's counts: at rank 16 on SD 1.5 they hold 3,188,736
-(U-Net) and 1,179,648 (text encoder) parameters. A layer's name is its component and module path, for example
-`unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. PEFT's scale lora_alpha / rank is kept at 1, so a
-`Factor` (B, A) is exactly what the layer adds: ΔW = B A.
+(U-Net) and 1,179,648 (text encoder) parameters. Where asked for, the U-Net's convolutions are adapted too (the layers
+of LoCon, Yeh et al. 2023, arXiv 2309.14859); their A is the matrix (rank, d_in kernel²). A layer's name is its
+component and module path, for example `unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. PEFT's scale
+lora_alpha / rank is kept at 1, so a `Factor` (B, A) is exactly what the layer adds: ΔW = B A.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ TARGETS = {
     "unet": ("to_q", "to_k", "to_v", "to_out.0"),
     "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
 }
+CONVOLUTIONS = (".conv1", ".conv2", ".conv_shortcut", ".conv")  # of residual, down- and upsampling blocks
 ADAPTER = "fedsd"
 
 
@@ -32,19 +34,26 @@ def components(base: Base, text_encoder: bool) -> dict[str, nn.Module]:
     return {"unet": base.unet} | ({"text_encoder": base.text_encoder} if text_encoder else {})
 
 
-def target_shapes(base: Base, text_encoder: bool = True) -> dict[str, tuple[int, int]]:
-    """Return (d_out, d_in) of every layer that an adapter may change."""
-    return {
+def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = False) -> dict[str, tuple[int, int]]:
+    """Return (d_out, d_in) of every layer that an adapter changes; of a convolution d_in is inputs x kernel area."""
+    shapes = {
         f"{name}.{path}": (module.out_features, module.in_features)
         for name, model in components(base, text_encoder).items()
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and path.endswith(TARGETS[name])
     }
+    if convolutions:
+        shapes |= {
+            f"unet.{path}": (module.out_channels, module.weight[0].numel())
+            for path, module in base.unet.named_modules()
+            if isinstance(module, nn.Conv2d) and path.endswith(CONVOLUTIONS)
+        }
+    return shapes
 
 
-def check_rank(base: Base, rank: int, text_encoder: bool = True) -> None:
+def check_rank(base: Base, rank: int, text_encoder: bool = True, convolutions: bool = False) -> None:
     """Raise ValueError unless 1 <= rank <= min(d_out, d_in) of every target layer."""
-    shapes = target_shapes(base, text_encoder)
+    shapes = target_shapes(base, text_encoder, convolutions)
     layer, shape = min(shapes.items(), key=lambda item: min(item[1]))
     if not 1 <= rank <= min(shape):
         raise ValueError(
@@ -75,9 +84,9 @@ def adapted(base: Base, lora: LoRA) -> Iterator[None]:
     """Within the block the base computes with `lora` added; afterwards it is as before, bit for bit.
 
     An empty adapter leaves the base as it is. Raises ValueError when a layer of `lora` is not one of the base's
-    attention projections or has another shape.
+    attention projections or convolutions or has another shape.
     """
-    check_fits(target_shapes(base), lora)
+    check_fits(target_shapes(base, convolutions=True), lora)
     try:
         if lora:
             _attach(base, {layer: factor.rank for layer, factor in lora.items()})
@@ -93,15 +102,15 @@ def adapted(base: Base, lora: LoRA) -> Iterator[None]:
 
 @contextmanager
 def trainable(
-    base: Base, lora: LoRA, rank: int, seed: int, text_encoder: bool
+    base: Base, lora: LoRA, rank: int, seed: int, text_encoder: bool, convolutions: bool = False
 ) -> Iterator[dict[str, list[nn.Parameter]]]:
     """Within the block the base carries an adapter of `rank` to be trained; yields its parameters per component.
 
     The adapter starts from `lora`, whose ranks must equal `rank`, or, where `lora` is empty, from B = 0 and A drawn
     from `seed` with the variance 1 / (3 d_in) of LoRA's own initialisation (Hu et al. 2022).
     """
-    check_rank(base, rank, text_encoder)
-    shapes = target_shapes(base, text_encoder)
+    check_rank(base, rank, text_encoder, convolutions)
+    shapes = target_shapes(base, text_encoder, convolutions)
     start = dict(lora) if lora else _seeded(shapes, rank, seed)
     _check_start(start, shapes, rank)
     with adapted(base, start):
@@ -136,13 +145,13 @@ def set_scale(base: Base, scale: float) -> None:
 def current(base: Base) -> dict[str, Factor]:
     """Return the adapter that the base carries now, as float32 copies."""
     return {
-        layer: Factor(_numpy(module.lora_B[ADAPTER].weight), _numpy(module.lora_A[ADAPTER].weight))
+        layer: Factor(_matrix(module.lora_B[ADAPTER].weight), _matrix(module.lora_A[ADAPTER].weight))
         for layer, module in _layers(base)
     }
 
 
-def _numpy(weight: Any) -> np.ndarray:
-    return weight.detach().float().cpu().numpy().copy()
+def _matrix(weight: Any) -> np.ndarray:
+    return weight.detach().float().cpu().flatten(1).numpy().copy()
 
 
 def _seeded(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Factor]:
@@ -187,7 +196,7 @@ def _write(base: Base, lora: LoRA) -> None:
         for side, values in (("lora_B", factor.B), ("lora_A", factor.A)):
             weight = getattr(module, side)[ADAPTER].weight
             # factors stay float32 whatever the base's precision, as mixed-precision training needs
-            weight.data = torch.from_numpy(np.array(values, np.float32)).to(weight.device)
+            weight.data = torch.from_numpy(np.array(values, np.float32)).view(weight.shape).to(weight.device)
         if module.scaling[ADAPTER] != 1:
             raise RuntimeError(f"PEFT scales {layer} by {module.scaling[ADAPTER]}, not 1")
         accepted.add(layer)

@@ -61,11 +61,12 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
 
     base = load.load(config.base.name)
     for rank in {config.lora.rank_of(i) for i in range(clients)}:
-        adapters.check_rank(base, rank, config.lora.text_encoder)
+        adapters.check_rank(base, rank, config.lora.text_encoder, config.lora.convolutions)
     machine = Machine(os.cpu_count() or 1, _gpus(), clients, int(os.environ.get("OMP_NUM_THREADS", "1")))
     held = holdings(config, [f"c{i}" for i in range(clients)])
     styles = Counter(example.style for mine in held.values() for example in mine)
-    size = sum(sum(shape) for shape in adapters.target_shapes(base, config.lora.text_encoder).values())
+    shapes = adapters.target_shapes(base, config.lora.text_encoder, config.lora.convolutions)
+    size = sum(sum(shape) for shape in shapes.values())
     ranks = [config.lora.rank_of(i) for i in range(clients)]
     counts = "  ".join(f"{style} {count}" for style, count in sorted(styles.items()))
     version, upload = metadata.version("fedsd"), 4 * size * np.mean(ranks) / 1e6

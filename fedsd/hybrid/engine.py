@@ -69,7 +69,7 @@ class Denoiser:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self._shapes = adapters.target_shapes(base)
+        self._shapes = adapters.target_shapes(base, convolutions=True)
         self._carried, self._sha = ExitStack(), ""
         self._given_up = threading.Event()
 

@@ -1,5 +1,5 @@
 """LoRA on the attention projections (Hu et al. 2021, arXiv 2106.09685), as arXiv 2508.04745 trains it (Algorithm 1,
-line 29).
+line 29), and where asked for on the U-Net's convolutions.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ class Settings:
     precision: str
     caption_dropout: float
     text_encoder: bool
+    convolutions: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def fit(
     descent = Descent(
         settings.steps, settings.batch_size, settings.min_snr_gamma, settings.precision, settings.caption_dropout
     )
-    with adapters.trainable(base, start, rank, seed, settings.text_encoder) as parameters:
+    carried = adapters.trainable(base, start, rank, seed, settings.text_encoder, settings.convolutions)
+    with carried as parameters:
         groups: list[dict[str, Any]] = [{"params": parameters["unet"], "lr": settings.lr, "setting": "train.lr"}]
         if settings.text_encoder:
             groups.append({"params": parameters["text_encoder"], "lr": settings.text_lr, "setting": "train.text-lr"})

@@ -38,16 +38,18 @@ def equal(left: dict[str, Factor], right: dict[str, Factor]) -> bool:
     )
 
 
-@pytest.fixture(params=["one rank", "unequal ranks"])
+@pytest.fixture(params=["one rank", "unequal ranks", "convolutions"])
 def lora(base: Base, request: pytest.FixtureRequest) -> dict[str, Factor]:
-    return random_lora(base, 3, (4,) if request.param == "one rank" else (1, 4, 2, 7))
+    ranks = (4,) if request.param == "one rank" else (1, 4, 2, 7)
+    return random_lora(base, 3, ranks, convolutions=request.param == "convolutions")
 
 
 def test_output_is_that_of_the_merged_weights(base: Base, lora: dict[str, Factor]) -> None:
     merged = replace(base, unet=copy.deepcopy(base.unet), text_encoder=copy.deepcopy(base.text_encoder))
     for layer, factor in lora.items():
         component, _, path = layer.partition(".")
-        getattr(merged, component).get_submodule(path).weight.data += torch.from_numpy(dense(factor))
+        weight = getattr(merged, component).get_submodule(path).weight
+        weight.data += torch.from_numpy(dense(factor)).view(weight.shape)
     with adapters.adapted(base, lora):
         found = outputs(base)
     for ours, oracle, plain in zip(found, outputs(merged), outputs(base), strict=True):
@@ -58,7 +60,8 @@ def test_output_is_that_of_the_merged_weights(base: Base, lora: dict[str, Factor
 def test_every_layer_is_accepted(base: Base, lora: dict[str, Factor]) -> None:
     with adapters.adapted(base, lora):
         assert equal(adapters.current(base), lora)
-    assert len(lora) == 4 * 2 * 4 + 2 * 4 == 40  # four transformer blocks of two attentions, two text layers
+    attention = [layer for layer in lora if not layer.endswith(adapters.CONVOLUTIONS)]
+    assert len(attention) == 4 * 2 * 4 + 2 * 4 == 40  # four transformer blocks of two attentions, two text layers
     assert adapters.current(base) == {}
 
 
@@ -223,10 +226,11 @@ def test_factors_stay_float32_on_a_bfloat16_base(base: Base) -> None:
 
 
 @pytest.mark.parametrize("ranks", [(4,), (1, 4, 2, 7)])
+@pytest.mark.parametrize("convolutions", [False, True])
 def test_stock_diffusers_opens_the_export_with_the_same_output(
-    base: Base, ranks: tuple[int, ...], tmp_path: Path
+    base: Base, ranks: tuple[int, ...], convolutions: bool, tmp_path: Path
 ) -> None:
-    lora = random_lora(base, 8, ranks)
+    lora = random_lora(base, 8, ranks, convolutions=convolutions)
     with adapters.adapted(base, lora):
         unet, text = outputs(base)
     stock = replace(base, unet=copy.deepcopy(base.unet), text_encoder=copy.deepcopy(base.text_encoder))
