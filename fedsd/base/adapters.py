@@ -114,13 +114,18 @@ def trainable(
     start = dict(lora) if lora else _seeded(shapes, rank, seed)
     _check_start(start, shapes, rank)
     with adapted(base, start):
-        for model in components(base, text_encoder).values():
-            for key, parameter in model.named_parameters():
-                parameter.requires_grad_("lora_" in key)
-        yield {
-            name: [p for p in model.parameters() if p.requires_grad]
-            for name, model in components(base, text_encoder).items()
-        }
+        yield unfrozen(base, text_encoder)
+
+
+def unfrozen(base: Base, text_encoder: bool = True) -> dict[str, list[nn.Parameter]]:
+    """Let the adapter that the base carries be trained, whatever its ranks; returns its parameters per component."""
+    for model in components(base, text_encoder).values():
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in key)
+    return {
+        name: [p for p in model.parameters() if p.requires_grad]
+        for name, model in components(base, text_encoder).items()
+    }
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _steps(
     noisy = "generator" in inspect.signature(scheduler.step).parameters
     for step in part:
         t = scheduler.timesteps[step]
-        output = _predict(base, scheduler.scale_model_input(x, t), t, batch, guidance)
+        output = predict(base, scheduler.scale_model_input(x, t), t, batch, guidance)
         source = {"generator": step_noise(batch.seeds, step)} if noisy and batch.seeds is not None else {}
         x = scheduler.step(output, t, x, **source).prev_sample
         if on_step is not None:
@@ -166,8 +166,11 @@ def _steps(
     return x
 
 
-def _predict(base: Base, x: Tensor, t: Tensor, batch: Batch, guidance: float) -> Tensor:
-    """Return the U-Net's output, extrapolated from the empty prompt to the prompt."""
+def predict(base: Base, x: Tensor, t: Tensor, batch: Batch, guidance: float) -> Tensor:
+    """Return the U-Net's output for latents x (N, 4, h, w), extrapolated from the empty prompt to the prompt.
+
+    t: one timestep for all. x is as the sampler's `scale_model_input` leaves it; for DDIM that is x itself.
+    """
     if guidance == 1:
         output: Tensor = base.unet(x, t, batch.text).sample
         return output
