@@ -4,6 +4,7 @@
            ckpt/rNN/ state.json mix.safetensors neutral.safetensors fedavg.safetensors cluster-<id>.safetensors
                      clients/<client>.safetensors
            loras/<name>/pytorch_lora_weights.safetensors   embeddings/ grids/ plots/ logs/
+           neutral/rNN.safetensors, after `fedsd neutralize`   export/, after `fedsd export`
     <private-dir>/<client-id>/<name>.safetensors
 
 A file or a round is there whole or not at all: it is written under another name, flushed to the disk, and then renamed.

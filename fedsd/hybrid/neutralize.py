@@ -218,9 +218,7 @@ def descend(base: Base, lora: LoRA, lesson: Lesson, sampler: Any, teaching: Teac
         return adapters.current(base), sum(losses) / len(losses)
 
 
-def _output(
-    base: Base, lesson: Lesson, batch: denoise.Batch, step: int, sampler: Any, split: denoise.Split
-) -> Tensor:
+def _output(base: Base, lesson: Lesson, batch: denoise.Batch, step: int, sampler: Any, split: denoise.Split) -> Tensor:
     return denoise.predict(base, lesson.visited[step], sampler.timesteps[step], batch, split.guidance)
 
 

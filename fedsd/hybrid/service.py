@@ -10,11 +10,10 @@ from pathlib import Path
 from fedsd.hybrid.admission import Limits, Offer, Refused, check
 from fedsd.hybrid.engine import Engine, Job, Made
 from fedsd.hybrid.meters import Meters
-from fedsd.hybrid.neutral import Neutral, load_neutral
+from fedsd.hybrid.neutral import Neutral, Source, latest_source, load_neutral
 from fedsd.hybrid.protocol import TENSORS, Ask, Told, pack, parse_ask, unpack_ask
 from fedsd.hybrid.shared_runs import SharedRuns
 from fedsd.lowrank import Array
-from fedsd.store import RunFolder
 
 LOG = logging.getLogger("fedsd.ies")
 LOOK_EVERY = 2.0  # seconds between looks for a new round
@@ -29,27 +28,28 @@ class Service:
         self.offer: Offer | None = None
         self.neutral: Neutral | None = None
         self.trouble = "the base is being loaded"
-        self._seen: int | None = None  # the last round looked at
+        self._seen: Source | None = None  # the last adapter looked at
         self._shared = SharedRuns(limits.cache)
         self._under_way, self._seconds = 0, 1.0  # of a run, a running mean
 
     async def keep_ready(self) -> None:
-        """Load the base, then take up each new round's neutral adapter, until cancelled."""
+        """Load the base, then take up each new neutral adapter, until cancelled."""
         self.offer = await self.engine.start()
         self.trouble = f"{self.folder} has no complete round yet"
         while True:
-            await self.look_for_round()
+            await self.look_for_adapter()
             await asyncio.sleep(LOOK_EVERY)
 
-    async def look_for_round(self) -> None:
-        """Carry the neutral adapter of a new round from now on; runs under way finish with theirs.
+    async def look_for_adapter(self) -> None:
+        """Carry the neutral adapter of a new round, or one newly neutralised, from now on; runs under way finish with
+        theirs.
 
         An adapter that cannot be used is passed over: the one before stays.
         """
-        latest = await asyncio.to_thread(RunFolder(self.folder).latest_round)
-        if latest is None or latest == self._seen:
+        source = await asyncio.to_thread(latest_source, self.folder)
+        if source is None or source == self._seen:
             return
-        self._seen = latest
+        self._seen, latest = source, source.server_round
         try:
             found = await asyncio.to_thread(load_neutral, self.folder, latest)
             await self.engine.check(found)
