@@ -1,5 +1,6 @@
-"""Adapters in the file formats of other programs, as bytes; `store` writes them."""
+"""Adapters, tokens and latents in the file formats of other programs, as bytes; `store` writes them."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,13 +12,15 @@ from safetensors.numpy import save
 
 from fedsd.lowrank import Array, LoRA
 
+KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
-def for_diffusers(lora: LoRA, biases: Mapping[str, Array]) -> bytes:
+
+def for_diffusers(lora: LoRA, biases: Mapping[str, Array], about: Mapping[str, str] | None = None) -> bytes:
     """An adapter as stock diffusers' `load_lora_weights` reads it; layer = component + module path.
 
     lora_alpha equals the rank of each layer, so that its scale is 1, as in B A; the header says so, because loaders
     that guess it from the first layer get unequal ranks wrong. biases: (d_out,) added to layers of `lora`; where one
-    layer of a component has one, loaders expect it of all, so the others get zeros.
+    layer of a component has one, loaders expect it of all, so the others get zeros. about: more for the header.
     """
     biased = {layer.partition(".")[0] for layer in biases}
     tensors: dict[str, Array] = {}
@@ -34,9 +37,74 @@ def for_diffusers(lora: LoRA, biases: Mapping[str, Array]) -> bytes:
         ranks.setdefault(component, {})[module.removeprefix("text_model.")] = lora[layer].rank
     configs = {f"{component}.{key}": value for component, found in ranks.items() for key, value in _peft(found).items()}
     configs |= {f"{component}.lora_bias": True for component in biased}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
-    content: bytes = save({key: np.ascontiguousarray(value) for key, value in tensors.items()}, header)
-    return content
+    return _packed(tensors, {"lora_adapter_metadata": json.dumps(configs, sort_keys=True), **(about or {})})
+
+
+def for_kohya(lora: LoRA, about: Mapping[str, str] | None = None) -> bytes:
+    """An adapter under the names of kohya's sd-scripts, which ComfyUI and A1111 read, and diffusers too.
+
+    Each layer has an alpha of its own, equal to its rank: readers scale by alpha over rank, which is then the 1 of B A
+    at any rank, while a file without alphas, or with one for all, is scaled wrongly. about: more for the header.
+    """
+    tensors: dict[str, Array] = {}
+    for layer in sorted(lora):
+        name, factor = kohya_name(layer), lora[layer]
+        tensors[f"{name}.lora_down.weight"] = factor.A.astype(np.float32)
+        tensors[f"{name}.lora_up.weight"] = factor.B.astype(np.float32)
+        tensors[f"{name}.alpha"] = np.array(factor.rank, np.float32)
+    largest = str(max(factor.rank for factor in lora.values()))
+    network = {"ss_network_module": "networks.lora", "ss_network_dim": largest, "ss_network_alpha": largest}
+    return _packed(tensors, {**network, **(about or {})})
+
+
+def kohya_name(layer: str) -> str:
+    """unet.mid_block.attentions.0.….to_out.0 -> lora_unet_mid_block_attentions_0_…_to_out_0; ValueError for others.
+
+    A text encoder's layers keep the "text_model" that transformers 5 dropped from its paths.
+    """
+    component, _, module = _clip_prefixed(layer).partition(".")
+    if component not in KOHYA_PREFIXES:
+        raise ValueError(f"{layer} is of no component that kohya's names know: {', '.join(KOHYA_PREFIXES)}")
+    return f"{KOHYA_PREFIXES[component]}_{module.replace('.', '_')}"
+
+
+def embedding(token: str, vectors: Array) -> bytes:
+    """One textual-inversion token, (dim,) or (n, dim).
+
+    diffusers takes the key for its name; ComfyUI and A1111 take the file's name and the only tensor.
+    """
+    rows = np.atleast_2d(vectors)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"the token {token!r} has shape {vectors.shape}, or is not finite; it must be (n, dim)")
+    return _packed({token: rows.astype(np.float32)}, {})
+
+
+def comfy_latent(x: Array, abar: float, scaling_factor: float, about: Mapping[str, str]) -> bytes:
+    """x_t (1, 4, h, w) with signal share ᾱ_t `abar` as a .latent file, which ComfyUI's LoadLatent reads.
+
+    ComfyUI computes with x_0 + σ ε, σ² = (1 - ᾱ) / ᾱ, which is x_t / √ᾱ, and keeps latents as they were before the VAE's
+    scaling. The empty tensor says that the numbers are meant as they are.
+    """
+    unscaled = (x.astype(np.float64) / np.sqrt(abar) / scaling_factor).astype(np.float32)
+    return _packed({"latent_tensor": unscaled, "latent_format_version_0": np.zeros(0, np.float32)}, about)
+
+
+def _packed(tensors: Mapping[str, Array], about: Mapping[str, str]) -> bytes:
+    """As safetensors; the header's texts are sorted, for the library leaves their order open, and equal content must be
+    equal bytes.
+    """
+    content = save({key: np.require(value, requirements="C") for key, value in tensors.items()}, {"format": "pt"})
+    start = 8 + int.from_bytes(content[:8], "little")
+    digest = hashlib.sha256(content[start:]).hexdigest()
+    texts = {"format": "pt", "modelspec.hash_sha256": f"0x{digest}", **about}
+    header = {"__metadata__": dict(sorted(texts.items())), **_without_texts(json.loads(content[8:start]))}
+    packed = json.dumps(header, separators=(",", ":")).encode()
+    packed += b" " * (-len(packed) % 8)
+    return len(packed).to_bytes(8, "little") + packed + content[start:]
+
+
+def _without_texts(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in header.items() if key != "__metadata__"}
 
 
 def kernel(layer: str, side: str) -> tuple[int, ...]:

@@ -34,3 +34,35 @@ def neutralize(
     teaching = Teaching(shown, cut, lambda_neu, lambda_mix, epochs, lr=lr, seed=seed)
     result = neutralise_run(folder.absolute(), teaching, (lambda _: None) if as_json else print)
     print(json.dumps(result) if as_json else table(result))
+
+
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default <run>/export/<to>.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="cluster-0, mix, neutral, …; default all.")] = None,
+    trigger: Annotated[str, typer.Option(help="Words that call the style, for the header and the cover.")] = "",
+    prompt: Annotated[str, typer.Option(help="Prompt of the cover; default a house.")] = "",
+    client: Annotated[str, typer.Option(help="A node of this machine, whose private tokens to export too.")] = "",
+    private_dir: Annotated[str, typer.Option(help="Where nodes keep their private folders.")] = "",
+    latent: Annotated[str, typer.Option(help="Generic prompt of an x_mid for ComfyUI.")] = "",
+    split: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the steps that x_mid has had.")] = 0.3,
+    steps: Annotated[int, typer.Option(min=2, max=1000)] = 20,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Default 7.5, and 1.5 for the base tiny.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a run's adapters as other programs open them, with header, cover and model card."""
+    from fedsd.base.denoise import Split
+    from fedsd.cli.comfy import Start
+    from fedsd.cli.export import Wanted, export_run
+    from fedsd.cli.run_config import read_config
+    from fedsd.client_app import private_root
+
+    config = read_config(folder)
+    scale = guidance or (1.5 if config.base.name == "tiny" else 7.5)
+    start = Start(latent, seed, Split(steps, max(1, round(split * steps)), scale)) if latent else None
+    shown = prompt or config.data.template.format(label="house")
+    wanted = Wanted(to, tuple(adapter or ()), trigger, shown, steps, scale, seed, client, start)
+    files = export_run(folder.absolute(), out or folder.absolute() / "export" / to, wanted, private_root(private_dir))
+    print(json.dumps({"files": [str(file) for file in files]}) if as_json else "\n".join(map(str, files)))

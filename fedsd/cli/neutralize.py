@@ -21,7 +21,7 @@ SHOWN = 6  # pictures of each row of the sheet
 SERVERS = ("base", "neutral", "neutralised")  # what may make the early steps
 # Generic prompts are these in the run's caption template, unless a file has others.
 THINGS = (
-    "cat", "dog", "bird", "fish", "horse", "house", "car", "boat", "train", "tree", "flower", "leaf", "apple", "cake",
+    "cat", "dog", "bird", "fish", "horse", "house", "car", "boat", "train", "tree", "flower", "leaf", "lemon", "cake",
     "cup", "chair", "book", "clock", "key", "hat", "shoe", "ball", "sun", "cloud",
 )  # fmt: skip
 

@@ -209,7 +209,7 @@ def descend(base: Base, lora: LoRA, lesson: Lesson, sampler: Any, teaching: Teac
             x_mid = sampler.step(e_last, sampler.timesteps[last], lesson.visited[last]).prev_sample
             loss = teaching.lambda_neu * kl_to_normal(x_mid) + teaching.lambda_mix * loss_mix
             if not torch.isfinite(loss):
-                raise ValueError(f"L_g became {float(loss)}; lower --lr ({teaching.lr:g})")
+                raise ValueError(f"L_g became {float(loss.detach())}; lower --lr ({teaching.lr:g})")
             losses.append(float(loss.detach()))
             optimiser.zero_grad()
             loss.backward()

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from fedsd.base import adapters, denoise
 from fedsd.base.schedulers import scheduler_named, scheduler_sha
 from fedsd.hybrid.admission import Limits
-from fedsd.hybrid.neutral import lora_sha
+from fedsd.hybrid.neutral import lora_sha, save_neutralised
 from fedsd.hybrid.protocol import TENSORS, Ask, Told, pack, unpack_x_mid
 
 SHAPE = (1, 4, 8, 8)
@@ -201,6 +201,20 @@ def test_an_adapter_that_makes_no_sense_is_passed_over(tmp_path: Path) -> None:
         save_round(folder, 4)
         until(lambda: metric(served, "fedsd_ies_adapter_round") == 4)
         assert told(served.post(content())).lora_sha == lora_sha(random_lora(tiny_base(), 104))
+
+
+def test_a_neutralised_adapter_is_taken_up_until_the_next_round(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    with serving(folder) as served:
+        for seed in (7, 8):  # neutralising again replaces it
+            better = random_lora(tiny_base(), seed)
+            save_neutralised(folder.path, 1, better, {})
+            until(lambda: served.get("/v1/info").json()["lora_sha"] == lora_sha(better))  # noqa: B023
+            answer = told(served.post(content()))
+            assert (answer.server_round, answer.lora_sha) == (1, lora_sha(better))
+        save_round(folder, 2)
+        until(lambda: metric(served, "fedsd_ies_adapter_round") == 2)
+        assert told(served.post(content())).lora_sha == lora_sha(random_lora(tiny_base(), 102))
 
 
 def test_an_overflow_is_said_and_not_kept(tmp_path: Path) -> None:
