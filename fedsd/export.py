@@ -82,8 +82,8 @@ def embedding(token: str, vectors: Array) -> bytes:
 def comfy_latent(x: Array, abar: float, scaling_factor: float, about: Mapping[str, str]) -> bytes:
     """x_t (1, 4, h, w) with signal share ᾱ_t `abar` as a .latent file, which ComfyUI's LoadLatent reads.
 
-    ComfyUI computes with x_0 + σ ε, σ² = (1 - ᾱ) / ᾱ, which is x_t / √ᾱ, and keeps latents as they were before the VAE's
-    scaling. The empty tensor says that the numbers are meant as they are.
+    ComfyUI computes with x_0 + σ ε, σ² = (1 - ᾱ) / ᾱ, which is x_t / √ᾱ, and keeps latents as they were before the
+    VAE's scaling. The empty tensor says that the numbers are meant as they are.
     """
     unscaled = (x.astype(np.float64) / np.sqrt(abar) / scaling_factor).astype(np.float32)
     return _packed({"latent_tensor": unscaled, "latent_format_version_0": np.zeros(0, np.float32)}, about)

@@ -25,7 +25,7 @@ def neutralize(
 ) -> None:
     """Make the neutral adapter of a run's latest round a better common start for all clusters; `serve` takes it up."""
     from fedsd.base.denoise import Split
-    from fedsd.cli.neutralize import neutralise_run, read_prompts, table
+    from fedsd.cli.neutralized_run import neutralise_run, read_prompts, table
     from fedsd.cli.run_config import read_config
     from fedsd.hybrid.neutralize import Teaching
 
@@ -55,7 +55,7 @@ def export(
     """Write a run's adapters as other programs open them, with header, cover and model card."""
     from fedsd.base.denoise import Split
     from fedsd.cli.comfy import Start
-    from fedsd.cli.export import Wanted, export_run
+    from fedsd.cli.export_files import Wanted, export_run
     from fedsd.cli.run_config import read_config
     from fedsd.client_app import private_root
 

@@ -6,6 +6,7 @@ sigmas on both sides of the cut are equal.
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -45,12 +46,11 @@ def make_latent(base: Base, lora_neu: LoRA, start: Start) -> bytes:
     return comfy_latent(x_mid.float().cpu().numpy(), abar, scaling, {"fedsd.ksampler": json.dumps(about)})
 
 
-def comfy_sampler(base: Base, steps: int) -> DDIMScheduler:
+def comfy_sampler(base: Base, steps: int) -> Any:
     """DDIM on ComfyUI's timesteps."""
     trained = int(base.scheduler.config.num_train_timesteps)
     if trained % steps:
         raise ValueError(f"--steps {steps} does not divide {trained}, so ComfyUI would space them otherwise; take 20")
-    sampler: DDIMScheduler = DDIMScheduler.from_config(
+    return DDIMScheduler.from_config(
         base.scheduler.config, timestep_spacing="leading", steps_offset=1, clip_sample=False
     )
-    return sampler

@@ -20,7 +20,7 @@ TOKEN_USE = {
 
 
 def export_card(abouts: Sequence[About], to: str, covers: Mapping[str, str], tokens: Sequence[str], prompt: str) -> str:
-    """Return the card of adapters exported for the program `to`. covers: by adapter; tokens: that are among the files."""
+    """Return the card of adapters exported for the program `to`. covers: by adapter; tokens: among the files."""
     first = abouts[0]
     front: dict[str, object] = {
         "base_model": model_name(first.config), "library_name": "diffusers", "tags": TAGS,
@@ -54,8 +54,8 @@ def _latents(to: str) -> list[str]:
     return [
         "## x_mid",
         "",
-        "A file in `input` ending in `.latent` holds the early steps. Load it by *LoadLatent* and go on by *KSampler",
-        "(Advanced)* set as its header says under `fedsd.ksampler`: no noise added, `start_at_step` the server's steps,",
-        "sampler `ddim`, scheduler `ddim_uniform`.",
+        "A file in `input` ending in `.latent` holds the early steps. Load it by *LoadLatent* and go on by",
+        "*KSampler (Advanced)*, set as its header says under `fedsd.ksampler`: no noise added, `start_at_step` the",
+        "server's steps, sampler `ddim`, scheduler `ddim_uniform`.",
         "",
     ]

@@ -73,7 +73,8 @@ def _spec(about: About) -> dict[str, object]:
         "sai_model_spec": "1.0.1", "architecture": "stable-diffusion-v1/lora", "implementation": "diffusers",
         "title": about.title, "resolution": f"{about.size}x{about.size}", "date": about.date,
         "description": f"Style adapter of federated run {about.run}: {about.name}.", "usage_hint": about.hint,
-        "tags": "federated-learning, style", "prediction_type": "v" if about.prediction == "v_prediction" else "epsilon",
+        "tags": "federated-learning, style",
+        "prediction_type": "v" if about.prediction == "v_prediction" else "epsilon",
     }  # fmt: skip
     if about.trigger:
         texts["trigger_phrase"] = about.trigger

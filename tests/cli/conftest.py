@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import random_lora, tiny_base
 from PIL import Image
 
 from fedsd.cli.grids import grid, save_grid, timeline
+from fedsd.config import defaults
 from fedsd.data import drawn
-from fedsd.lowrank import Factor
+from fedsd.lowrank import Factor, stack_loras
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings, aggregate_round
 from fedsd.strategies.events import client_done, round_clusters
@@ -114,3 +116,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def picture(value: int, side: int = 64) -> Image.Image:
     return Image.new("RGB", (side, side), (value, value, value))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A round of two clusters for a small Stable Diffusion that lies in a folder; do not write to it."""
+    base, path = tiny_base(), tmp_path_factory.mktemp("runs") / "otter"
+    base.pipeline().save_pretrained(path.with_name("base"))
+    folder = RunFolder.create(path)
+    flat = defaults() | {"base.name": str(path.with_name("base"))}
+    folder.write("run.toml", "".join(f'"{key}" = {json.dumps(value)}\n' for key, value in flat.items()))
+    clusters = {f"cluster-{i}": random_lora(base, 60 + i, (1, 4, 2, 7)) for i in range(2)}
+    entry = {"members": ["c0", "c1"], "n": 40, "rank": 4, "d": 0.5, "tau": 1.0}
+    state = {"round": 1, "clusters": {"0": {**entry, "beta": 0.25}, "1": {**entry, "beta": 0.75}}, "clients": {}}
+    loras = {**clusters, "neutral": stack_loras(list(clusters.values()), [0.5, 0.5]), "mix": clusters["cluster-1"]}
+    folder.save_round(state, {**loras, "fedavg": clusters["cluster-0"], "clients/c0": clusters["cluster-0"]})
+    return folder

@@ -46,7 +46,8 @@ class Program:
 
 PROGRAMS = {
     "diffusers": Program(
-        f"{{name}}/{DIFFUSERS_FILE}", "{name}/cover.png", "embeddings", lambda lora, texts: for_diffusers(lora, {}, texts)
+        f"{{name}}/{DIFFUSERS_FILE}", "{name}/cover.png", "embeddings",
+        lambda lora, texts: for_diffusers(lora, {}, texts),
     ),
     "comfyui": Program(
         "models/loras/{title}.safetensors", "models/loras/{title}.png", "models/embeddings", for_kohya, latents="input"
@@ -181,8 +182,8 @@ def _png(picture: Image.Image, text: str) -> bytes:
 def _note(about: About) -> bytes:
     """What A1111 shows of an adapter and puts into the prompt, as its own editor writes it."""
     note = {
-        "description": f"Federated run {about.run}, {about.name}", "sd version": "SD1", "activation text": about.trigger,
-        "preferred weight": 1, "notes": about.hint,
+        "description": f"Federated run {about.run}, {about.name}", "sd version": "SD1",
+        "activation text": about.trigger, "preferred weight": 1, "notes": about.hint,
     }  # fmt: skip
     return json.dumps(note, indent=1).encode()
 
