@@ -27,9 +27,7 @@ def for_diffusers(lora: LoRA, biases: Mapping[str, Array], about: Mapping[str, s
     ranks: dict[str, dict[str, int]] = {}
     for layer in sorted(lora):
         for side, matrix in (("A", lora[layer].A), ("B", lora[layer].B)):
-            tensors[f"{_clip_prefixed(layer)}.lora_{side}.weight"] = matrix.astype(np.float32).reshape(
-                len(matrix), -1, *kernel(layer, side)
-            )
+            tensors[f"{_clip_prefixed(layer)}.lora_{side}.weight"] = _weight(layer, side, matrix)
         component, _, module = layer.partition(".")
         if component in biased:
             bias = biases.get(layer, np.zeros(lora[layer].shape[0]))
@@ -49,8 +47,8 @@ def for_kohya(lora: LoRA, about: Mapping[str, str] | None = None) -> bytes:
     tensors: dict[str, Array] = {}
     for layer in sorted(lora):
         name, factor = kohya_name(layer), lora[layer]
-        tensors[f"{name}.lora_down.weight"] = factor.A.astype(np.float32)
-        tensors[f"{name}.lora_up.weight"] = factor.B.astype(np.float32)
+        tensors[f"{name}.lora_down.weight"] = _weight(layer, "A", factor.A)
+        tensors[f"{name}.lora_up.weight"] = _weight(layer, "B", factor.B)
         tensors[f"{name}.alpha"] = np.array(factor.rank, np.float32)
     largest = str(max(factor.rank for factor in lora.values()))
     network = {"ss_network_module": "networks.lora", "ss_network_dim": largest, "ss_network_alpha": largest}
@@ -105,6 +103,10 @@ def _packed(tensors: Mapping[str, Array], about: Mapping[str, str]) -> bytes:
 
 def _without_texts(header: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in header.items() if key != "__metadata__"}
+
+
+def _weight(layer: str, side: str, matrix: Array) -> Array:
+    return matrix.astype(np.float32).reshape(len(matrix), -1, *kernel(layer, side))
 
 
 def kernel(layer: str, side: str) -> tuple[int, ...]:

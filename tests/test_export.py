@@ -74,6 +74,14 @@ def test_every_layer_has_its_own_alpha() -> None:
     assert header["modelspec.title"] == "ink" and header["modelspec.hash_sha256"].startswith("0x")
 
 
+def test_a_convolution_keeps_its_kernel() -> None:
+    factor = Factor(np.ones((8, 2), np.float32), np.arange(2 * 6 * 9, dtype=np.float32).reshape(2, 54))
+    tensors = load(for_kohya({"unet.down_blocks.0.resnets.0.conv1": factor}))
+    down = tensors["lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight"]
+    assert down.shape == (2, 6, 3, 3) and (down.reshape(2, 54) == factor.A).all()
+    assert tensors["lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight"].shape == (8, 2, 1, 1)
+
+
 def test_a_layer_without_a_name_there_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"vae\.decoder\.to_q is of no component that kohya's names know: unet, text_enc"

@@ -7,11 +7,14 @@ from fedsd import config as configuration
 
 
 def read_config(folder: Path) -> configuration.Config:
-    """Return the run config that a run folder was made with; ValueError when there is none."""
+    """Return the run config that a run folder was made with; ValueError when there is none.
+
+    Settings that there were none of yet have their defaults.
+    """
     try:
         flat = configuration.flatten(tomllib.loads((folder / "run.toml").read_text(encoding="utf-8")))
     except OSError:
         raise ValueError(
             f"{folder} holds no run.toml, so it is no run folder; give the folder that `fedsd run` named"
         ) from None
-    return configuration.from_run_config(flat)
+    return configuration.from_run_config(configuration.defaults() | flat)

@@ -126,7 +126,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = RunFolder.create(path)
     flat = defaults() | {"base.name": str(path.with_name("base"))}
     folder.write("run.toml", "".join(f'"{key}" = {json.dumps(value)}\n' for key, value in flat.items()))
-    clusters = {f"cluster-{i}": random_lora(base, 60 + i, (1, 4, 2, 7)) for i in range(2)}
+    clusters = {f"cluster-{i}": random_lora(base, 60 + i, (1, 4, 2, 7), convolutions=True) for i in range(2)}
     entry = {"members": ["c0", "c1"], "n": 40, "rank": 4, "d": 0.5, "tau": 1.0}
     state = {"round": 1, "clusters": {"0": {**entry, "beta": 0.25}, "1": {**entry, "beta": 0.75}}, "clients": {}}
     loras = {**clusters, "neutral": stack_loras(list(clusters.values()), [0.5, 0.5]), "mix": clusters["cluster-1"]}
