@@ -8,7 +8,7 @@ L_neu alone asks for latents without any trace of the prompt, so the two are onl
 over the moments of each channel. There are no pictures here, so the teachers of L_mix are the base with each cluster's
 adapter, on latents that the neutral adapter itself sampled. Σ_k w_k ‖e - e_k‖² = ‖e - Σ_k w_k e_k‖² + spread: the
 best that one adapter can do is the clusters' mean output, of which ΔΘ_g,neu, the mean of their weights, is the first
-order; what is left then, the spread, no adapter can remove. docs/decisions has the choice and its measurement.
+order; what is left then, the spread, no adapter can remove. docs/decisions/0009 has the reasons.
 """
 
 from collections.abc import Callable, Mapping, Sequence
