@@ -27,7 +27,7 @@ def main() -> None:
     """Neutralise with each seed, then once by L_neu alone, and record the points."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     config, begun = read_config(arguments.run), time.monotonic()
     base = load.load(config.base.name)
@@ -40,7 +40,7 @@ def main() -> None:
     ratios = [shell.loss_ratio(one, teaching) for one in found.values()]
     left = [(one.after.mix - one.after.spread) / (one.before.mix - one.before.spread) for one in found.values()]
     alone = neutralise(base, lora_neu, clusters, w, replace(teaching, lambda_neu=1.0, lambda_mix=0.0), print)
-    servers = {"base": {}, "neutral": lora_neu, "neutralised": found[0].lora, "alone": alone.lora}
+    servers = {"base": {}, "neutral": lora_neu, "neutralised": found[0].lora, "by L_neu": alone.lora}
     drawn = shell.picture_errors(shell.draw_endings(base, servers, clusters, teaching))
     error = {who: float(np.mean([errors[who] for errors in drawn.values()])) for who in servers}
     print({"before": found[0].before, "after": found[0].after, "alone": alone.after, "picture_error": error})
@@ -52,7 +52,7 @@ def main() -> None:
         ("neutral.picture_error_over_neutral", error["neutralised"] / error["neutral"], "< 1"),
         ("neutral.picture_error_over_base", error["neutralised"] / error["base"], "< 1"),
         ("neutral.kl_alone_mix_ratio", alone.after.mix / alone.before.mix, "> 1"),
-        ("neutral.kl_alone_picture_error_over_neutral", error["alone"] / error["neutral"], "> 1"),
+        ("neutral.kl_alone_picture_error_over_neutral", error["by L_neu"] / error["neutral"], "> 1"),
     ):
         record(name, value, target, command=COMMAND, seconds=seconds)
 

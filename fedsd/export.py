@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from fedsd.lowrank import Array, LoRA
+from fedsd.lowrank import Array, LoRA, pad
 
 KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
@@ -41,17 +41,18 @@ def for_diffusers(lora: LoRA, biases: Mapping[str, Array], about: Mapping[str, s
 def for_kohya(lora: LoRA, about: Mapping[str, str] | None = None) -> bytes:
     """An adapter under the names of kohya's sd-scripts, which ComfyUI and A1111 read, and diffusers too.
 
-    Each layer has an alpha of its own, equal to its rank: readers scale by alpha over rank, which is then the 1 of B A
-    at any rank, while a file without alphas, or with one for all, is scaled wrongly. about: more for the header.
+    Readers scale each layer by its alpha over its rank, and by 1 or worse where it has no alpha, so alpha is the rank,
+    which gives the 1 of B A. diffusers takes one alpha for all attention layers of a U-Net, so all layers get the
+    largest rank, by zeros that leave B A as it is. about: more for the header.
     """
     tensors: dict[str, Array] = {}
+    rank = max(factor.rank for factor in lora.values())
     for layer in sorted(lora):
-        name, factor = kohya_name(layer), lora[layer]
+        name, factor = kohya_name(layer), pad(lora[layer], rank)
         tensors[f"{name}.lora_down.weight"] = _weight(layer, "A", factor.A)
         tensors[f"{name}.lora_up.weight"] = _weight(layer, "B", factor.B)
-        tensors[f"{name}.alpha"] = np.array(factor.rank, np.float32)
-    largest = str(max(factor.rank for factor in lora.values()))
-    network = {"ss_network_module": "networks.lora", "ss_network_dim": largest, "ss_network_alpha": largest}
+        tensors[f"{name}.alpha"] = np.array(rank, np.float32)
+    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return _packed(tensors, {**network, **(about or {})})
 
 

@@ -38,7 +38,8 @@ def test_sd_15_has_the_128_and_48_layers_that_other_programs_know() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        sd15 = replace(tiny_base(), unet=unet, text_encoder=CLIPTextModel(text))
+        text_encoder = CLIPTextModel(text)
+    sd15 = replace(tiny_base(), unet=unet, text_encoder=text_encoder)
     shapes = adapters.target_shapes(sd15)
     tensors = load(for_kohya({
         layer: Factor(np.zeros((d_out, 1), np.float32), np.zeros((1, d_in), np.float32))
@@ -53,25 +54,19 @@ def test_sd_15_has_the_128_and_48_layers_that_other_programs_know() -> None:
         assert tensors[f"{kohya_name(layer)}.lora_down.weight"].shape == (1, d_in)
 
 
-def test_every_layer_has_its_own_alpha() -> None:
-    lora = lora_of()
+def test_alpha_is_the_rank_and_layers_of_lower_rank_are_filled_up_with_zeros() -> None:
+    lora = lora_of((2, 5))
     content = for_kohya(lora, {"modelspec.title": "ink"})
     tensors = load(content)
-    for layer, name in zip(
-        lora,
-        ("lora_unet_mid_block_attentions_0_to_out_0", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),
-        strict=True,
-    ):
-        alpha, down, up = (tensors[f"{name}.{part}"] for part in ("alpha", "lora_down.weight", "lora_up.weight"))
-        assert alpha.shape == () and alpha / len(down) == 1
-        np.testing.assert_array_equal(up @ down, lora[layer].B @ lora[layer].A)
-    header = texts(content)
-    assert (header["ss_network_module"], header["ss_network_dim"], header["ss_network_alpha"]) == (
-        "networks.lora",
-        "5",
-        "5",
-    )
-    assert header["modelspec.title"] == "ink" and header["modelspec.hash_sha256"].startswith("0x")
+    for layer, factor in lora.items():
+        parts = ("alpha", "lora_down.weight", "lora_up.weight")
+        alpha, down, up = (tensors[f"{kohya_name(layer)}.{part}"] for part in parts)
+        assert alpha.shape == () and alpha == len(down) == up.shape[1] == 5
+        assert not down[factor.rank :].any() and not up[:, factor.rank :].any()
+        np.testing.assert_allclose(up @ down, factor.B @ factor.A, rtol=1e-6)
+    said = texts(content)
+    assert [said[f"ss_network_{key}"] for key in ("module", "dim", "alpha")] == ["networks.lora", "5", "5"]
+    assert said["modelspec.title"] == "ink" and said["modelspec.hash_sha256"].startswith("0x")
 
 
 def test_a_convolution_keeps_its_kernel() -> None:

@@ -100,9 +100,8 @@ def test_data_and_metrics_import_only_what_they_may(part: str) -> None:
 
 
 def test_the_inference_server_imports_neither_training_nor_pictures() -> None:
-    files = {file.name: file for file in FILES if part_of(file) == "hybrid"} | {
-        "serve.py": PACKAGE / "cli" / "serve.py"
-    }
+    commands = {name: PACKAGE / "cli" / name for name in ("serve.py", "neutralized_run.py")}
+    files = {file.name: file for file in FILES if part_of(file) == "hybrid"} | commands
     assert files.keys() >= {"server.py", "client.py"}
     for name in files.keys() - DEVICE_SIDE_OF_HYBRID:
         assert not own_parts(files[name]) & NOT_ON_THE_INFERENCE_SERVER, name

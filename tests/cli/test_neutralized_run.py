@@ -47,8 +47,8 @@ def test_the_adapter_is_kept_where_servers_look_and_rounds_stay_as_they_are(run:
 
 def test_a_loss_that_did_not_fall_is_not_kept(run: RunFolder) -> None:
     before = files_of(run)
-    with pytest.raises(ValueError, match=r"so nothing was written; lower --lr \(1\.0\)"):
-        CliRunner().invoke(app, ["neutralize", str(run.path), *SHORT, "--lr", "1"], catch_exceptions=False)
+    with pytest.raises(ValueError, match=r"so nothing was written; lower --lr \(0\.3\)"):
+        CliRunner().invoke(app, ["neutralize", str(run.path), *SHORT, "--lr", "0.3"], catch_exceptions=False)
     assert files_of(run) == before
 
 
