@@ -2,12 +2,12 @@
 
     python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT [--out DIR] [--styles A,B] [--steps 20] [--grid ...]
 
-RUN is a folder of `fedsd run --preset emoji`. For each of its styles the server makes the first 0.2 or 0.3 of the steps with
-mixLoras times the neutral adapter (0: the plain base), and the device the rest with local scale times the style's cluster
-adapter; both read the same prompt. KID and FID against held-out pictures of the style, with 100 pictures on the whole grid of
-mixLoras and local scale and with 500 on a part of it. x_mid does not depend on the local scale, so it is made once for all of
-them. What was drawn is kept in --out, and a second call goes on from there. Writes points, heat maps and a section of
-docs/results/hybrid.md.
+RUN is a folder of `fedsd run --preset emoji`. For each of its styles the server makes the first 0.2 or 0.3 of the steps
+with mixLoras times the neutral adapter (0: the plain base), and the device the rest with local scale times the style's
+cluster adapter; both read the same prompt. KID and FID against held-out pictures of the style, with 100 pictures on the
+whole grid of mixLoras and local scale and with 500 on a part of it. x_mid does not depend on the local scale, so it is
+made once for all of them. What was drawn is kept in --out, and a second call goes on from there. Writes points, heat
+maps and a section of docs/results/hybrid.md.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def scores(worker: Worker, styles: Sequence[str], splits: Sequence[float], grids
 
 
 def pairs(found: list[Score]) -> list[tuple[Score, Score]]:
-    """Return each cell with the neutral adapter beside the plain base's of the same style, count, split, local scale."""
+    """Return each cell with the neutral adapter beside the one of the plain base that differs in nothing else."""
     plain = {score.cell: score for score in found if score.cell.mix == PLAIN}
     return [(score, plain[replace(score.cell, mix=PLAIN)]) for score in found if score.cell.mix != PLAIN]
 
@@ -210,9 +210,10 @@ def report(found: list[Score], study: Study, figures: dict[int, str]) -> str:
         ])  # fmt: skip
     head = ["style", "pictures", "KID lower", "FID lower", "best FID / plain base", "gain", "at split, mixLoras, local"]
     about = (
-        f"`python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT`, {machine()}, commit {commit()}: {study.steps} steps, "
-        "KID x 1000 and Fréchet distance by a MobileNetV2 trained on photographs, against held-out pictures of the style. "
-        "The Fréchet distance of 100 or 500 pictures in 1280 features is biased upwards and comparable only at one count; KID is not."
+        f"`python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT`, {machine()}, commit {commit()}: "
+        f"{study.steps} steps, KID x 1000 and Fréchet distance by a MobileNetV2 trained on photographs, against "
+        "held-out pictures of the style. The Fréchet distance of so few pictures in 1280 features is biased upwards "
+        "and can be compared at one count only; KID is not."
     )
     maps = "\n\n".join(f"![Heat maps of {count} pictures a cell]({file})" for count, file in figures.items())
     return f"## Figure 5: neutral adapter or plain base on the server\n\n{about}\n\n{table(head, rows)}\n\n{maps}"

@@ -2,9 +2,9 @@
 
     python benchmarks/hybrid.py [tiny|sd15] [--parts handoff,saving,cost,load] [--engines local,ray] [--out DIR]
 
-tiny: the embedded base on one thread of the processor. sd15: SD 1.5's size with random weights, which needs a GPU. Each part
-writes its points and its section of docs/results/hybrid.md as soon as it is done. Device and server share the machine, so
-leave it nothing else to do; but the hand-off is exact and no request lost on a busy one as well.
+tiny: the embedded base on one thread of the processor. sd15: SD 1.5's size with random weights, which needs a GPU. Each
+part writes its points and its section of docs/results/hybrid.md as soon as it is done. Device and server share the
+machine, so leave it nothing else to do; but the hand-off is exact and no request lost on a busy one as well.
 """
 
 import argparse
@@ -52,7 +52,8 @@ class Size:
 
 
 TITLES = {
-    "handoff": "Hand-off", "saving": "The device's share", "cost": "One latent for N users", "load": "100 requests at once"
+    "handoff": "Hand-off", "saving": "The device's share", "cost": "One latent for N users",
+    "load": f"{REQUESTS} requests at once",
 }  # fmt: skip
 NAMES = {"tiny": "embedded base", "sd15": "SD 1.5's size with random weights"}
 SIZES = {"tiny": Size("hybrid", 20, 50, 25, 20, 3), "sd15": Size("hybrid.sd15", 10, 50, 5, 10, 3)}
@@ -146,8 +147,8 @@ def load(bench: Bench) -> Part:
 def _handoff_text(steps: int, found: dict[str, dict[str, float]]) -> str:
     rows = [[name, f"{e['float32']:.1g}", f"{e['float16']:.2g}"] for name, e in found.items()]
     return (
-        f"‖x - x_uncut‖ / ‖x_uncut‖ over the wire, the largest of the splits 0.1 to 0.5 of {steps} steps, by what x_mid is "
-        "sent in:\n\n" + table(["scheduler", "fp32", "fp16"], rows)
+        f"‖x - x_uncut‖ / ‖x_uncut‖ over the wire, the largest of the splits 0.1 to 0.5 of {steps} steps, by "
+        "what x_mid is sent in:\n\n" + table(["scheduler", "fp32", "fp16"], rows)
     )
 
 
@@ -159,8 +160,8 @@ def _saving_text(size: Size, found: dict[float, split_cost.Saving]) -> str:
     head = ["split", "FLOPs saved", "time saved", "quartiles of single pictures"]
     return (
         f"Of all that a device computes for a picture of {size.saving_steps} steps (text encoder, U-Net, autoencoder, "
-        f"asking), with rank {RANK} on every attention projection; time at its least of {size.saving_repeats} pictures each, "
-        "drawn in turns:\n\n" + table(head, rows)
+        f"asking), with rank {RANK} on every attention projection; time at its least of {size.saving_repeats} pictures "
+        "each, drawn in turns:\n\n" + table(head, rows)
     )
 
 
@@ -172,11 +173,11 @@ def _cost_text(size: Size, found: dict[int, many_devices.Cost], rates: dict[int,
     ]
     head = ["users", "denoising per user", "of one user's", "1 / N", "CPU of the whole server per user"]
     return (
-        f"N users ask at once for the first 0.3 of {size.saving_steps} steps of one latent; from the server's /metrics, median of "
-        f"{size.repeats}. The whole server also reads, checks and answers each request:\n\n"
+        f"N users ask at once for the first 0.3 of {size.saving_steps} steps of one latent; from the server's "
+        f"/metrics, median of {size.repeats}. The whole server also reads, checks and answers each request:\n\n"
         + table(head, rows)
-        + f"\n\nPictures of {size.load_steps} steps finished per second by one server and N devices that share its latent, "
-        "all on this machine:\n\n"
+        + f"\n\nPictures of {size.load_steps} steps finished per second by one server and N devices that share its "
+        "latent, all on this machine:\n\n"
         + table(
             ["devices", "with the server, split 0.3", "without"],
             [[n, f"{shared:.2f}", f"{alone:.2f}"] for n, (shared, alone) in rates.items()],
@@ -192,10 +193,10 @@ def _load_text(size: Size, loads: dict[str, many_devices.Load], overloads: dict[
     ]  # fmt: skip
     head = ["engine", "answers per second", "p95", "bytes, ask + answer", "served", "told 503, drawn alone", "lost"]
     return (
-        f"First four columns: {REQUESTS} asks at once, each of its own seed, split 0.3 of {size.load_steps} steps, a queue that "
-        f"holds them all, median of {size.repeats}. Last three: {REQUESTS} devices at once, split 0.5, with the queue of 16 that "
-        "`fedsd serve` has by default; those told 503 with a Retry-After drew all steps themselves:\n\n"
-        + table(head, rows)
+        f"First four columns: {REQUESTS} asks at once, each of its own seed, split 0.3 of {size.load_steps} steps, a "
+        f"queue that holds them all, median of {size.repeats}. Last three: {REQUESTS} devices at once, split 0.5, with "
+        "the queue of 16 that `fedsd serve` has by default; those told 503 with a Retry-After drew all steps "
+        "themselves:\n\n" + table(head, rows)
     )
 
 

@@ -1,4 +1,4 @@
-"""One server and many devices: what a shared latent costs it, how much it bears, and what becomes of those it refuses."""
+"""One server and many devices: what a shared latent costs, how much it bears, what becomes of those it refuses."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""What cutting a picture's run in two costs and saves: the error of the hand-off, and the device's time against FLOPs."""
+"""What cutting a picture's run in two costs and saves: the hand-off's error, and the device's time against FLOPs."""
 
 import time
 from collections.abc import Callable
