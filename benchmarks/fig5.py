@@ -3,19 +3,21 @@
     python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT [--out DIR] [--styles A,B] [--steps 20] [--grid ...]
 
 RUN is a folder of `fedsd run --preset emoji`. For each of its styles the server makes the first 0.2 or 0.3 of the steps
-with mixLoras times the neutral adapter (0: the plain base), and the device the rest with local scale times the style's
-cluster adapter; both read the same prompt. KID and FID against held-out pictures of the style, with 100 pictures on the
+with mixLoras times the neutral adapter, neutralised where the run has been (0: the plain base), and the device the rest
+with local scale times the style's cluster adapter; both read the same prompt. KID and FID against held-out pictures of the style, with 100 pictures on the
 whole grid of mixLoras and local scale and with 500 on a part of it. x_mid does not depend on the local scale, so it is
 made once for all of them. What was drawn is kept in --out, and a second call goes on from there. Writes points, heat
 maps and a section of docs/results/hybrid.md.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,10 +38,13 @@ from section import RESULTS, table, write_section
 from fedsd.base import adapters, denoise, load
 from fedsd.base.load import Base
 from fedsd.cli import evaluate, sampling
+from fedsd.cli.run_config import read_config
 from fedsd.data.images import pixels
+from fedsd.hybrid.neutral import load_neutral, lora_sha
+from fedsd.store import RunFolder
 
 PAGE, HEAD = "hybrid.md", "# Hybrid inference: what was measured"
-GRIDS = ("100:0.7,0.85,1.0:0.75,0.85,0.95", "500:0.7,1.0:0.95")
+GRIDS = ("100:0.7,0.85,1.0:0.75,0.85,0.95", "500:1.0:0.95")  # 500 where the paper found its best
 PART = 100  # pictures that are drawn and kept together
 PLAIN = 0.0  # mixLoras of a server without the neutral adapter
 
@@ -78,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """What a worker needs to know of all jobs."""
+    """What a worker needs to know of all jobs. out: what was drawn is kept below it, by the SHA-256 of all weights."""
 
     run: Path
     emoji: Path
@@ -88,10 +93,15 @@ class Study:
 
 
 def finished(study: Study) -> sampling.Finished:
-    """Return the run, with its pictures where they are now."""
-    done = sampling.finished(study.run)
-    config = replace(done.config, data=replace(done.config.data, root=str(study.emoji)))
-    return replace(done, config=config, examples=sampling.holdings(config, list(done.state["clients"])))
+    """Return the run's last round, with its pictures where they are now."""
+    config = read_config(study.run)
+    config = replace(config, data=replace(config.data, root=str(study.emoji)))
+    folder = RunFolder(study.run)
+    latest = folder.latest_round()
+    if latest is None:
+        raise SystemExit(f"{study.run} has no complete round")
+    state, loras = folder.load_round(latest)
+    return sampling.Finished(folder, config, state, loras, sampling.holdings(config, list(state["clients"])))
 
 
 class Worker:
@@ -101,17 +111,22 @@ class Worker:
         torch.set_num_threads(1)
         self.study, self.judge, self.done = study, Judge(study.realism), finished(study)
         self.base: Base = load.load(self.done.config.base.name)
+        self.neutral = load_neutral(study.run, int(str(self.done.state["round"])))
+        self.styles = sorted(set(self.done.style_of.values()))
+        clusters = [lora_sha(evaluate.adapter_of(self.done, "cluster", style)) for style in self.styles]
+        parts = [self.base.sha, self.neutral.sha, *clusters, str(study.steps)]
+        self.out = study.out / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def draw(self, job: Job) -> None:
         """Draw and judge what of the job is not kept yet."""
-        missing = [local for local in job.locals if not job.file(self.study.out, local).exists()]
+        missing = [local for local in job.locals if not job.file(self.out, local).exists()]
         if not missing:
             return
         prompts = evaluate.prompts_of(self.done, job.style, (job.part + 1) * PART)[job.part * PART :]
         seeds = [sampling.seed_of(prompt, job.part * PART + i) for i, prompt in enumerate(prompts)]
         cut = denoise.Split(self.study.steps, round(job.split * self.study.steps), sampling.GUIDANCE)
         halves = [(prompts[i : i + 50], seeds[i : i + 50]) for i in range(0, PART, 50)]
-        with torch.no_grad(), adapters.adapted(self.base, self.done.loras["neutral"]):
+        with torch.no_grad(), adapters.adapted(self.base, self.neutral.lora):
             adapters.set_scale(self.base, job.mix)
             mids = [denoise.early(self.base, denoise.encode_batch(self.base, *half), cut) for half in halves]
         cluster = evaluate.adapter_of(self.done, "cluster", job.style)
@@ -119,10 +134,10 @@ class Worker:
             with torch.no_grad(), adapters.adapted(self.base, cluster):
                 adapters.set_scale(self.base, local)
                 done = [self._finished(x_mid, half, cut) for x_mid, half in zip(mids, halves, strict=True)]
-            file = job.file(self.study.out, local)
+            file = job.file(self.out, local)
             made = write_pictures(
                 [Image.fromarray(picture) for picture in np.concatenate(done)],
-                self.study.out / "pictures" / job.style / file.stem,
+                self.out / "pictures" / job.style / file.stem,
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file.with_suffix(".part.npy"), self.judge.features(made).astype(np.float32))
@@ -171,10 +186,13 @@ def _work(job: Job) -> Job:
 
 def draw_all(study: Study, todo: list[Job], processes: int) -> None:
     """Draw all jobs, each process with one thread."""
-    context, begun = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(processes, context, _start, (study,)) as pool:
+    begun = time.monotonic()
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (study,))
+    try:
         for i, job in enumerate(as_completed([pool.submit(_work, job) for job in todo])):
             print(f"{time.monotonic() - begun:5.0f} s  {i + 1}/{len(todo)}  {job.result()}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is being drawn is finished and kept
 
 
 def scores(worker: Worker, styles: Sequence[str], splits: Sequence[float], grids: Sequence[Grid]) -> Iterator[Score]:
@@ -184,7 +202,7 @@ def scores(worker: Worker, styles: Sequence[str], splits: Sequence[float], grids
         for one in grids:
             for split, mix, local in itertools.product(splits, (PLAIN, *one.mixes), one.locals):
                 parts = [Job(style, split, mix, part, ()) for part in range(one.count // PART)]
-                files = [part.file(worker.study.out, local) for part in parts]
+                files = [part.file(worker.out, local) for part in parts]
                 fake = np.concatenate([np.load(file) for file in files]).astype(np.float64)
                 kid, fid = worker.judge.kid(real, fake)[0], worker.judge.fid(real, fake)
                 yield Score(Cell(style, one.count, split, mix, local), float(kid), fid)
@@ -246,16 +264,17 @@ def main() -> None:
     args.add_argument("--no-record", action="store_true", help="write no points and no page; maps go to --out")
     opts = args.parse_args()
     begun = time.monotonic()
-    out = opts.out.absolute() / f"{opts.run.absolute().name}-{opts.steps}"
-    study = Study(opts.run.absolute(), opts.emoji.absolute(), opts.realism.absolute(), out, opts.steps)
-    worker = Worker(study)
-    styles = opts.styles.split(",") if opts.styles else sorted(set(worker.done.style_of.values()))
+    run, emoji, realism, out = (path.absolute() for path in (opts.run, opts.emoji, opts.realism, opts.out))
+    worker = Worker(study := Study(run, emoji, realism, out, opts.steps))
+    styles = opts.styles.split(",") if opts.styles else worker.styles
+    if unknown := set(styles) - set(worker.styles):
+        raise SystemExit(f"the run has no style {', '.join(unknown)}; it has {', '.join(worker.styles)}")
     draw_all(study, jobs(styles, opts.splits, opts.grid), opts.processes)
     found = list(scores(worker, styles, opts.splits, opts.grid))
-    (out / "scores.json").write_text(
+    (worker.out / "scores.json").write_text(
         json.dumps([{**vars(s.cell), "kid": s.kid, "fid": s.fid} for s in found], indent=1)
     )
-    where = out if opts.no_record else RESULTS
+    where = worker.out if opts.no_record else RESULTS
     figures = {one.count: f"fig5-{one.count}.png" for one in opts.grid}
     for count, name in figures.items():
         draw_maps([score for score in found if score.cell.count == count], where / name)
@@ -267,4 +286,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the other processes are ended as well
     main()
