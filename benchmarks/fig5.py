@@ -2,12 +2,12 @@
 
     python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT [--out DIR] [--styles A,B] [--steps 20] [--grid ...]
 
-RUN is a folder of `fedsd run --preset emoji`. For each of its styles the server makes the first 0.2 or 0.3 of the steps
-with mixLoras times the neutral adapter, neutralised where the run has been (0: the plain base), and the device the rest
-with local scale times the style's cluster adapter; both read the same prompt. KID and FID against held-out pictures of the style, with 100 pictures on the
-whole grid of mixLoras and local scale and with 500 on a part of it. x_mid does not depend on the local scale, so it is
-made once for all of them. What was drawn is kept in --out, and a second call goes on from there. Writes points, heat
-maps and a section of docs/results/hybrid.md.
+RUN is a folder of `fedsd run --preset emoji`, maybe neutralised. For each of its styles the server makes the first 0.2
+or 0.3 of the steps with mixLoras times the neutral adapter (0: the plain base), and the device the rest with local
+scale times the style's cluster adapter; both read the same prompt. KID and FID against held-out pictures of the style,
+with 100 pictures on the whole grid of mixLoras and local scale and with 500 on a part of it. x_mid does not depend on
+the local scale, so it is made once for all of them. What was drawn is kept in --out, and a second call goes on from
+there. Writes points, heat maps and a section of docs/results/hybrid.md.
 """
 
 import argparse

@@ -86,6 +86,7 @@ def overload(pair: Pair, requests: int, steps: int, server_steps: int) -> Counte
 
     alone: told 503 with a time to come back, and drawn on the device. lost: anything else, or no finite picture.
     """
+    denoise.tokenize(pair.base, [OWN])  # takes its settings at its first use, which is not for several threads
     start = threading.Barrier(requests)
 
     def device(i: int) -> str:
@@ -119,6 +120,7 @@ def images_per_second(pair: Pair, devices: int, steps: int, server_steps: int) -
         drawn = draw(pair.base, own, pair.remote if server_steps else None)
         denoise.decode_latents(pair.base, drawn.latents)
 
+    denoise.tokenize(pair.base, [OWN])
     with pair.carried(), ThreadPoolExecutor(devices) as threads:
         begun = time.monotonic()
         list(threads.map(device, range(devices)))
