@@ -1,6 +1,6 @@
 """What the IES counts, as Prometheus reads it; nothing in it tells prompts or devices apart."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -10,6 +10,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # CPU seconds and memory, on Linux
         self.requests = self._counter("requests", "Answers by status", "status")
         self.asks = self._counter("asks", "Admitted asks: hit, joined or miss", "cache")
         self.runs = self._counter("runs", "Denoising runs by outcome", "outcome")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import httpx
 import pytest
 from cryptography import x509
@@ -156,6 +157,18 @@ def test_no_prompt_is_in_any_log(process: Process, certificate: tuple[Path, Path
     log = process.output.read_text()
     assert "POST /v1/early 200" in log and "POST /v1/early 422" in log and "POST /v1/early 401" in log
     assert MARK not in log and CREDENTIAL not in log
+
+
+def test_a_certificate_that_is_replaced_is_read_again(
+    process: Process, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, trusted = tiny_base(), tmp_path / "ca.pem"
+    remote = Remote(process.url, CREDENTIAL, trusted)
+    drawing = Drawing("x", "a dog", 5, denoise.Split(10, 3, 2.0))
+    trusted.write_bytes(certificate[0].read_bytes())
+    assert draw(base, drawing, remote).told is not None
+    trusted.write_bytes(Path(certifi.where()).read_bytes())  # others, not this server's
+    assert "is down or broke off (ConnectError)" in draw(base, drawing, remote).why
 
 
 def test_a_server_killed_in_a_request_is_done_without(process: Process, certificate: tuple[Path, Path]) -> None:

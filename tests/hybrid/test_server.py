@@ -1,6 +1,7 @@
 """The server on a real socket: who is admitted, what is shared, which adapter is used, and every fault."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,6 +72,13 @@ def test_health_readiness_and_what_it_offers(served: Served) -> None:
     info = served.get("/v1/info").json()
     assert info["base_sha"] == tiny_base().sha and info["lora_sha"] == lora_sha(random_lora(tiny_base(), 101))
     assert list(info["schedulers"]) == ["ddim", "ddpm", "euler", "lcm"] and info["limits"]["max_steps"] == 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the figures of a process are read from /proc")
+def test_what_the_whole_process_spends_is_told(served: Served) -> None:
+    before = metric(served, "process_cpu_seconds_total")
+    assert served.post(content(seed=4711)).status_code == 200
+    assert 0 < before <= metric(served, "process_cpu_seconds_total")
 
 
 @pytest.mark.parametrize("credential", ["", "wrong-horse-battery-staple"])
