@@ -114,26 +114,55 @@ def descend(
     return Progress(float(np.mean(losses[:fifth])), float(np.mean(losses[-fifth:])), seconds, images / seconds)
 
 
-def diffusion_loss(base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
-    """Return L_SD of a batch at uniform timesteps; the target is the one that the base predicts (eps or v).
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Noised latents x_t (N, 4, h, w) at timesteps t (N,), what the U-Net should predict of them, and weights (N,)."""
 
-    x0: (N, 4, h, w); states: (N, tokens, width). gamma: min-SNR weights (Hang et al. 2023, arXiv 2303.09556, eq. 4),
-    min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v; 0 weighs all timesteps alike.
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def repeated(self, times: int) -> "Noised":
+        """Return the same samples `times` times, one whole batch after another."""
+        return Noised(
+            self.x_t.repeat(times, 1, 1, 1), self.t.repeat(times), self.target.repeat(times, 1, 1, 1),
+            self.weight.repeat(times),
+        )  # fmt: skip
+
+
+def diffusion_loss(base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
+    """Return L_SD of a batch, x0 (N, 4, h, w) with text states (N, tokens, width), at uniform timesteps."""
+    return errors(base, noised(base, x0, generator, gamma), states).mean()
+
+
+def noised(
+    base: Base, x0: Tensor, generator: torch.Generator, gamma: float, span: tuple[int, int] | None = None
+) -> Noised:
+    """Draw timesteps and noise for x0 (N, 4, h, w); the target is the one that the base predicts (eps or v).
+
+    gamma: min-SNR weights (Hang et al. 2023, arXiv 2303.09556, eq. 4), min(SNR, gamma) / SNR for eps and
+    min(SNR, gamma) / (SNR + 1) for v; 0 weighs all timesteps alike. span: timesteps from the first to before the
+    second; None for all.
     """
     abar = base.scheduler.alphas_cumprod
-    t = torch.randint(0, len(abar), (len(x0),), generator=generator)
+    low, high = span or (0, len(abar))
+    t = torch.randint(low, high, (len(x0),), generator=generator)
     eps = torch.randn(x0.shape, generator=generator)
     signal, noise = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
-    x_t = signal * x0 + noise * eps
     is_v = base.scheduler.config.prediction_type == "v_prediction"
     target = signal * eps - noise * x0 if is_v else eps
-    output = base.unet(x_t.to(base.device, base.unet.dtype), t.to(base.device), states.to(base.unet.dtype)).sample
-    error = F.mse_loss(output.float(), target.to(base.device), reduction="none").mean((1, 2, 3))
-    if gamma == 0:
-        return error.mean()
     snr = abar[t] / (1 - abar[t])
-    weight = snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
-    return (weight.to(base.device) * error).mean()
+    weight = snr.clamp(max=gamma) / (snr + 1 if is_v else snr) if gamma else torch.ones(len(x0))
+    return Noised(signal * x0 + noise * eps, t, target, weight)
+
+
+def errors(base: Base, given: Noised, states: Tensor) -> Tensor:
+    """Return w(t) || target - prediction ||² / (4 h w) of each sample, (N,); states: (N, tokens, width)."""
+    dtype, device = base.unet.dtype, base.device
+    output = base.unet(given.x_t.to(device, dtype), given.t.to(device), states.to(dtype)).sample
+    error = F.mse_loss(output.float(), given.target.to(device), reduction="none").mean((1, 2, 3))
+    return given.weight.to(device) * error
 
 
 def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -11,7 +11,15 @@ from safetensors.numpy import load_file, save_file
 from fedsd.base.denoise import encode_prompts, tokenize
 from fedsd.base.load import Base, load
 from fedsd.base.tokens import (
-    FILE, ExtendedEmbedding, Token, expanded, load_token, save_token, token_embedding, with_token, word_vectors,
+    FILE,
+    ExtendedEmbedding,
+    Token,
+    expanded,
+    load_token,
+    save_token,
+    token_embedding,
+    with_token,
+    word_vectors,
 )  # fmt: skip
 
 PROMPTS = ["a cat in <user-s> style", "<user-s>", "a cat, <user-s> style", "a cat"]
