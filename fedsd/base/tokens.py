@@ -50,6 +50,47 @@ class Token:
         return [self.name, *(f"{self.name}_{i}" for i in range(1, len(self.vectors)))]
 
 
+@dataclass(frozen=True)
+class Placeholder:
+    """A token to be learnt. vectors: how many; initial: words that say roughly what it shall mean.
+
+    template: how it gets into a caption, with {caption} and {token}.
+    """
+
+    name: str = "<user-s>"
+    vectors: int = 1
+    initial: str = "style"
+    template: str = "{caption} in {token} style"
+
+    def __post_init__(self) -> None:
+        """Check the template."""
+        if "{token}" not in self.template or "{caption}" not in self.template:
+            raise ValueError(f"token.template must hold {{caption}} and {{token}}, got {self.template!r}")
+
+    def at_start(self, base: Base, kept: Array | None) -> Token:
+        """Return the token as it was kept, or as the initial words say; ValueError when it has other vectors."""
+        vectors = word_vectors(base, self.initial, self.vectors) if kept is None else kept
+        if len(vectors) != self.vectors:
+            raise ValueError(
+                f"the token to go on from has {len(vectors)} vectors, not {self.vectors}; set token.vectors as it was"
+            )
+        return Token(self.name, vectors)
+
+    def captions(self, base: Base, captions: Sequence[str]) -> list[str]:
+        """Return captions that speak of the token, which `base` carries; ValueError where it would be cut off."""
+        written = [self.template.replace("{caption}", c).replace("{token}", self.name) for c in captions]
+        length = base.text_encoder.config.max_position_embeddings
+        ids = base.tokenizer(expanded(base.tokenizer, written), truncation=True, max_length=length).input_ids
+        first = token_embedding(base).first
+        for caption, found in zip(written, ids, strict=True):
+            if sum(i >= first for i in found) < self.vectors:
+                raise ValueError(
+                    f"the caption {caption!r} is longer than the {length} tokens of the text encoder and loses "
+                    f"{self.name}; shorten it, or put {{token}} first in token.template"
+                )
+        return written
+
+
 class ExtendedEmbedding(nn.Module):
     """An embedding table with more rows: ids below `first` are the table's, the rest rows of `vectors`."""
 
@@ -102,6 +143,19 @@ def token_embedding(base: Base) -> ExtendedEmbedding:
     return embedding
 
 
+def encode_variants(carrying: Base, ids: Tensor, which: Tensor, tokens: Array) -> Tensor:
+    """Return text states (N, length, width) of ids (N, length), row i with the token's vectors tokens[which[i]]."""
+    embedding = token_embedding(carrying)
+    rows = torch.from_numpy(np.ascontiguousarray(tokens, np.float32)).flatten(0, 1).to(carrying.device)
+    kept, embedding.vectors.data = embedding.vectors.data, rows
+    try:
+        shifted = ids + which[:, None] * tokens.shape[1]
+        states: Tensor = carrying.text_encoder(torch.where(ids >= embedding.first, shifted, ids)).last_hidden_state
+    finally:
+        embedding.vectors.data = kept
+    return states
+
+
 def word_vectors(base: Base, words: str, k: int = 1) -> Array:
     """Return (k, width) float32 to start from: the vectors of words that say roughly what the token shall mean.
 
@@ -127,8 +181,8 @@ def expanded(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
         names = [name]
         while f"{name}_{len(names)}" in added:
             names.append(f"{name}_{len(names)}")
-        several = " ".join(names)
-        written = [re.sub(re.escape(name) + r"(?!_\d)", lambda _, s=several: s, prompt) for prompt in written]
+        first = re.compile(re.escape(name) + r"(?!_\d)")
+        written = [" ".join(names).join(first.split(prompt)) for prompt in written]
     return written
 
 

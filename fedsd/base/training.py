@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import PRECISIONS, Base
+from fedsd.base.quantised import bits_of, no_gradients
 from fedsd.lowrank import Array, LoRA
 
 
@@ -81,8 +82,10 @@ def descend(
 
     Each of their groups names the setting of its rate as "setting", for the error. Ten steps warm up and gradients are
     clipped to norm 1 over all groups. text_trained: captions must be encoded anew at every step.
-    Raises ValueError when the loss stops being finite.
+    Raises ValueError when the base is quantised, and when the loss stops being finite.
     """
+    if bits := bits_of(base):
+        raise ValueError(no_gradients(bits))
     begun, losses = time.perf_counter(), list[float]()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -92,7 +95,7 @@ def descend(
     for index in batches(len(pictures.latents), descent.batch_size, descent.steps, generator):
         dropped = torch.rand(len(index), generator=generator) < descent.caption_dropout
         shown = ["" if drop else pictures.captions[i] for i, drop in zip(index, dropped.tolist(), strict=True)]
-        with _autocast(base, descent.precision):
+        with autocast(base, descent.precision):
             states = encode_prompts(base, shown) if text is None else torch.stack([text[caption] for caption in shown])
             loss = diffusion_loss(base, pictures.latents[index], states, generator, descent.min_snr_gamma)
         losses.append(float(loss.detach()))
@@ -183,7 +186,8 @@ def encode_once(base: Base, captions: list[str], batch: int = 64) -> dict[str, T
     return dict(zip(different, torch.cat(states), strict=True))
 
 
-def _autocast(base: Base, precision: str) -> torch.autocast | nullcontext[None]:
+def autocast(base: Base, precision: str) -> torch.autocast | nullcontext[None]:
+    """Within the block the base computes in `precision`."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(base.device.type, dtype=PRECISIONS[precision])
