@@ -20,8 +20,8 @@ def sensitive_basis(carrying: Base, ids: Tensor, share: float) -> Array:
     theta = token_embedding(carrying).vectors.detach().cpu().numpy()
     gram = np.zeros((theta.size, theta.size))
     for caption in ids:
-        moved = _change(carrying, caption, theta)
-        gram += moved @ moved.T
+        change = _change(carrying, caption, theta)
+        gram += change @ change.T
     values, vectors = np.linalg.eigh(gram)
     held = np.cumsum(values[::-1]) / values.sum()
     needed = int(np.searchsorted(held, share) + 1)
@@ -30,13 +30,17 @@ def sensitive_basis(carrying: Base, ids: Tensor, share: float) -> Array:
 
 
 def _change(carrying: Base, caption: Tensor, theta: Array, batch: int = 64) -> Array:
-    """How the states of one caption change with each number of the token, (k·width, length·width) float64."""
+    """How the states of one caption change with each number of the token, (k·width, length·width) float32.
+
+    On SD 1.5 that is 182 MB, the largest array here, so there is no second one of its size.
+    """
     probes = np.eye(theta.size, dtype=np.float32).reshape(-1, *theta.shape) * np.float32(_PROBE)
-    tokens, parts = np.concatenate([theta[None], theta + probes]), list[Array]()
+    moved: list[Array] = []
     with torch.no_grad():
-        for i in range(0, len(tokens), batch):
-            part = tokens[i : i + batch]
-            found = encode_variants(carrying, caption.repeat(len(part), 1), torch.arange(len(part)).to(caption), part)
-            parts.append(found.flatten(1).float().cpu().numpy())
-    states = np.concatenate(parts).astype(np.float64)
-    return (states[1:] - states[0]) / _PROBE
+        still = encode_variants(carrying, caption[None], torch.zeros(1).long().to(caption), theta[None])
+        for i in range(0, len(probes), batch):
+            tokens = theta + probes[i : i + batch]
+            which = torch.arange(len(tokens)).to(caption)
+            states = encode_variants(carrying, caption.repeat(len(tokens), 1), which, tokens)
+            moved.append(((states - still) / _PROBE).flatten(1).float().cpu().numpy())
+    return np.concatenate(moved)

@@ -110,7 +110,7 @@ def test_scalars_are_directional_derivatives(base: Base, fresh: bool, k: int) ->
     found = errors(carrying, given, carrying.text_encoder(ids[index]).last_hidden_state)
     slopes = [torch.autograd.grad(part, vectors, retain_graph=True)[0].flatten().numpy() for part in found]
     wanted = [e[i] @ slopes[i % 3] for i in range(6)] if fresh else list(e @ np.mean(slopes, axis=0))
-    assert loss == pytest.approx(float(found.mean()), rel=1e-6)
+    assert loss == pytest.approx(float(found.mean().detach()), rel=1e-6)
     np.testing.assert_allclose(s, wanted, rtol=0.05, atol=0.02 * np.abs(wanted).max())
     assert np.abs(wanted).min() > 0
 
