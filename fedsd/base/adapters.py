@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fedsd.base.load import Base
+from fedsd.base.quantised import check_full_weights
 from fedsd.lowrank import Factor, LoRA
 
 TARGETS = {
@@ -35,7 +36,11 @@ def components(base: Base, text_encoder: bool) -> dict[str, nn.Module]:
 
 
 def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = False) -> dict[str, tuple[int, int]]:
-    """Return (d_out, d_in) of every layer that an adapter changes; of a convolution d_in is inputs x kernel area."""
+    """Return (d_out, d_in) of every layer that an adapter changes; of a convolution d_in is inputs x kernel area.
+
+    Raises ValueError when the base is quantised.
+    """
+    check_full_weights(base, "adapted layer by layer")
     shapes = {
         f"{name}.{path}": (module.out_features, module.in_features)
         for name, model in components(base, text_encoder).items()

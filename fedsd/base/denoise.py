@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsd.base.load import Base
 from fedsd.base.schedulers import check_without_memory, step_noise
+from fedsd.base.tokens import expanded
 
 
 def encode_prompts(base: Base, prompts: list[str]) -> Tensor:
@@ -28,6 +29,7 @@ def encode_prompts(base: Base, prompts: list[str]) -> Tensor:
 def tokenize(base: Base, prompts: list[str]) -> Tensor:
     """Return token ids (N, tokens); captions that are too long lose their end."""
     length = base.text_encoder.config.max_position_embeddings
+    prompts = expanded(base.tokenizer, prompts)
     ids = base.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return ids.input_ids.to(base.device)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import PRECISIONS, Base
+from fedsd.base.quantised import bits_of, no_gradients
 from fedsd.lowrank import Array, LoRA
 
 
@@ -81,8 +82,10 @@ def descend(
 
     Each of their groups names the setting of its rate as "setting", for the error. Ten steps warm up and gradients are
     clipped to norm 1 over all groups. text_trained: captions must be encoded anew at every step.
-    Raises ValueError when the loss stops being finite.
+    Raises ValueError when the base is quantised, and when the loss stops being finite.
     """
+    if bits := bits_of(base):
+        raise ValueError(no_gradients(bits))
     begun, losses = time.perf_counter(), list[float]()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -92,7 +95,7 @@ def descend(
     for index in batches(len(pictures.latents), descent.batch_size, descent.steps, generator):
         dropped = torch.rand(len(index), generator=generator) < descent.caption_dropout
         shown = ["" if drop else pictures.captions[i] for i, drop in zip(index, dropped.tolist(), strict=True)]
-        with _autocast(base, descent.precision):
+        with autocast(base, descent.precision):
             states = encode_prompts(base, shown) if text is None else torch.stack([text[caption] for caption in shown])
             loss = diffusion_loss(base, pictures.latents[index], states, generator, descent.min_snr_gamma)
         losses.append(float(loss.detach()))
@@ -114,26 +117,55 @@ def descend(
     return Progress(float(np.mean(losses[:fifth])), float(np.mean(losses[-fifth:])), seconds, images / seconds)
 
 
-def diffusion_loss(base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
-    """Return L_SD of a batch at uniform timesteps; the target is the one that the base predicts (eps or v).
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Noised latents x_t (N, 4, h, w) at timesteps t (N,), what the U-Net should predict of them, and weights (N,)."""
 
-    x0: (N, 4, h, w); states: (N, tokens, width). gamma: min-SNR weights (Hang et al. 2023, arXiv 2303.09556, eq. 4),
-    min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v; 0 weighs all timesteps alike.
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def repeated(self, times: int) -> "Noised":
+        """Return the same samples `times` times, one whole batch after another."""
+        return Noised(
+            self.x_t.repeat(times, 1, 1, 1), self.t.repeat(times), self.target.repeat(times, 1, 1, 1),
+            self.weight.repeat(times),
+        )  # fmt: skip
+
+
+def diffusion_loss(base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
+    """Return L_SD of a batch, x0 (N, 4, h, w) with text states (N, tokens, width), at uniform timesteps."""
+    return errors(base, noised(base, x0, generator, gamma), states).mean()
+
+
+def noised(
+    base: Base, x0: Tensor, generator: torch.Generator, gamma: float, span: tuple[int, int] | None = None
+) -> Noised:
+    """Draw timesteps and noise for x0 (N, 4, h, w); the target is the one that the base predicts (eps or v).
+
+    gamma: min-SNR weights (Hang et al. 2023, arXiv 2303.09556, eq. 4), min(SNR, gamma) / SNR for eps and
+    min(SNR, gamma) / (SNR + 1) for v; 0 weighs all timesteps alike. span: timesteps from the first to before the
+    second; None for all.
     """
     abar = base.scheduler.alphas_cumprod
-    t = torch.randint(0, len(abar), (len(x0),), generator=generator)
+    low, high = span or (0, len(abar))
+    t = torch.randint(low, high, (len(x0),), generator=generator)
     eps = torch.randn(x0.shape, generator=generator)
     signal, noise = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
-    x_t = signal * x0 + noise * eps
     is_v = base.scheduler.config.prediction_type == "v_prediction"
     target = signal * eps - noise * x0 if is_v else eps
-    output = base.unet(x_t.to(base.device, base.unet.dtype), t.to(base.device), states.to(base.unet.dtype)).sample
-    error = F.mse_loss(output.float(), target.to(base.device), reduction="none").mean((1, 2, 3))
-    if gamma == 0:
-        return error.mean()
     snr = abar[t] / (1 - abar[t])
-    weight = snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
-    return (weight.to(base.device) * error).mean()
+    weight = snr.clamp(max=gamma) / (snr + 1 if is_v else snr) if gamma else torch.ones(len(x0))
+    return Noised(signal * x0 + noise * eps, t, target, weight)
+
+
+def errors(base: Base, given: Noised, states: Tensor) -> Tensor:
+    """Return w(t) || target - prediction ||² / (4 h w) of each sample, (N,); states: (N, tokens, width)."""
+    dtype, device = base.unet.dtype, base.device
+    output = base.unet(given.x_t.to(device, dtype), given.t.to(device), states.to(dtype)).sample
+    error = F.mse_loss(output.float(), given.target.to(device), reduction="none").mean((1, 2, 3))
+    return given.weight.to(device) * error
 
 
 def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -154,7 +186,8 @@ def encode_once(base: Base, captions: list[str], batch: int = 64) -> dict[str, T
     return dict(zip(different, torch.cat(states), strict=True))
 
 
-def _autocast(base: Base, precision: str) -> torch.autocast | nullcontext[None]:
+def autocast(base: Base, precision: str) -> torch.autocast | nullcontext[None]:
+    """Within the block the base computes in `precision`."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(base.device.type, dtype=PRECISIONS[precision])
