@@ -7,7 +7,7 @@ server is not trusted either: its answer must be of the base and the cut that we
 import json
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,13 @@ class Drawn:
     computed: float = 0.0
 
 
-def draw(base: Base, drawing: Drawing, remote: Remote | None, *, on_step: denoise.OnStep | None = None) -> Drawn:
+def draw(
+    base: Base, drawing: Drawing, remote: Remote | None, *, on_step: denoise.OnStep | None = None,
+    on_server: Callable[["Answer | Unserved"], None] | None = None,
+) -> Drawn:  # fmt: skip
     """Draw with whatever adapter the base carries; without `remote`, or when it cannot serve, all steps are made here.
 
-    on_step: told each of the device's own steps. Raises ValueError for what the user has to mend: a private word in
+    on_step: told each of the device's own steps. on_server: told what came of asking the server, once. Raises ValueError for what the user has to mend: a private word in
     what would be sent, a credential, base, sampler or adapter that the server does not accept.
     """
     scheduler = scheduler_named(base, drawing.scheduler)
@@ -92,8 +95,11 @@ def draw(base: Base, drawing: Drawing, remote: Remote | None, *, on_step: denois
     if remote is not None and drawing.split.server_steps > 0:
         try:
             answer = ask(base, drawing, remote)
+            came: Answer | Unserved = answer
         except Unserved as unserved:
-            why = str(unserved)
+            came, why = unserved, str(unserved)
+        if on_server is not None:
+            on_server(came)
     waited, begun = time.monotonic() - begun, time.monotonic()
     split = drawing.split
     with torch.no_grad():
