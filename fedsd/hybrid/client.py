@@ -87,8 +87,9 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """Draw with whatever adapter the base carries; without `remote`, or when it cannot serve, all steps are made here.
 
-    on_step: told each of the device's own steps. on_server: told what came of asking the server, once. Raises ValueError for what the user has to mend: a private word in
-    what would be sent, a credential, base, sampler or adapter that the server does not accept.
+    on_step: told each of the device's own steps. on_server: told what came of asking the server, once. Raises
+    ValueError for what the user has to mend: a private word in what would be sent, a credential, base, sampler or
+    adapter that the server does not accept.
     """
     scheduler = scheduler_named(base, drawing.scheduler)
     answer, why, begun = None, "no server was asked", time.monotonic()
