@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedsd.cli.picture import Picture, about_server, write_pictures
 from fedsd.cli.report import sections
 from fedsd.cli.report.outcome import read_outcome
 from fedsd.cli.sampling import GUIDANCE, STEPS, grid_prompts
-from fedsd.cli.ui import elements
+from fedsd.cli.ui import account
 from fedsd.cli.ui.studio import BASE, FEDAVG, MOST_SHARE, Moment, Studio, Wish, choices
 from fedsd.hybrid.protocol import LONGEST_PROMPT
 
@@ -43,7 +44,7 @@ class Page:
                     same, generic, *shown = self._server_reads()
             with gr.Row(equal_height=False):
                 with gr.Column(scale=4, min_width=300):
-                    inputs = [prompt, same, generic, style, *self._settings()]
+                    inputs: list[Any] = [prompt, same, generic, style, *self._settings()]
                 with gr.Column(scale=9), gr.Tabs():
                     with gr.Tab("Draw"):
                         self._draw_tab(prompt, inputs)
@@ -63,7 +64,7 @@ class Page:
         studio, remote = self.studio, self.studio.remote
         server = f"server {remote.url}" if remote else "no server"
         run = f"{studio.folder.path.name}, round {studio.number()}"
-        return f"<h1>fedsd</h1><p>{elements.escape(f'run {run} · {studio.base.size} pixels · {server}')}</p>"
+        return f"<h1>fedsd</h1><p>{escape(f'run {run} · {studio.base.size} pixels · {server}')}</p>"
 
     def _first_prompt(self) -> str:
         known = grid_prompts(self.studio.run(), 1)
@@ -81,7 +82,7 @@ class Page:
             request = gr.Code(language="json", show_label=False, elem_id="request")
         return same, generic, line, request
 
-    def _settings(self) -> list[gr.components.Component]:
+    def _settings(self) -> list[Any]:
         """Return the settings in the order of `wish`."""
         served = self.studio.remote is not None
         share = gr.Slider(
@@ -110,9 +111,9 @@ class Page:
             wish = self.wish(*values)
             request = self.studio.request(wish) if remote and wish.share else ""
         except ValueError as error:
-            return gr.skip(), elements.note("refused", str(error)), ""
+            return gr.skip(), account.note("refused", str(error)), ""
         word = self.studio.private_word(wish.generic)
-        line = elements.reading(wish.generic, wish.share, remote, word)
+        line = account.reading(wish.generic, wish.share, remote, word)
         shown = "" if remote is None or (same and wish.share == 0) else wish.generic
         text = gr.Textbox(value=shown, interactive=False) if same else gr.Textbox(interactive=True)
         return text, line, "" if word else request
@@ -147,13 +148,12 @@ class Page:
 
     def _picture(self, label: str, name: str, height: int) -> gr.Image:
         kind = ["drawn", "pixels"] if self.studio.base.size < SHARPEST else ["drawn"]
-        buttons = ["download", "fullscreen"]
         return gr.Image(
             label=label,
             elem_id=name,
             elem_classes=kind,
             height=height,
-            buttons=buttons,
+            buttons=["download", "fullscreen"],
             interactive=False,
             format="png",
         )
@@ -161,7 +161,7 @@ class Page:
     @staticmethod
     def stopped() -> str:
         """Return what is said once nobody waits for the picture any more."""
-        return elements.note("alone", "Stopped.")
+        return account.note("alone", "Stopped.")
 
     def draw(self, *values: Any) -> Iterator[tuple[Any, str, Any]]:
         """Draw one picture; yields picture, progress and figures as they come."""
@@ -169,11 +169,11 @@ class Page:
         try:
             wish = self._granted(values)
             for moment in self.studio.draw(wish):
-                words = elements.progress(moment, wish, self.studio.remote, time.monotonic() - begun)
-                figures = elements.figures(moment.drawn, bool(moment.why)) if moment.drawn else ""
+                words = account.progress(moment, wish, self.studio.remote, time.monotonic() - begun)
+                figures = account.figures(moment.drawn, bool(moment.why)) if moment.drawn else ""
                 yield self._shown(moment, wish), words, figures
         except ValueError as error:
-            yield gr.skip(), elements.note("refused", str(error)), ""
+            yield gr.skip(), account.note("refused", str(error)), ""
 
     def compare(self, *values: Any) -> Iterator[list[Any]]:
         """Draw by the base, FedAvg, the chosen adapter, and the server and it; yields the pictures and the progress."""
@@ -187,17 +187,17 @@ class Page:
                 for moment in self.studio.draw(one, ask=ask):
                     shown[column] = self._shown(moment, one)
                     remote = self.studio.remote if ask else None
-                    words = elements.progress(moment, one, remote, time.monotonic() - begun)
-                    yield [*shown, elements.column(column, COLUMNS[column]) + words]
+                    words = account.progress(moment, one, remote, time.monotonic() - begun)
+                    yield [*shown, account.column(column, COLUMNS[column]) + words]
         except ValueError as error:
-            yield [*shown, elements.note("refused", str(error))]
+            yield [*shown, account.note("refused", str(error))]
 
     def _granted(self, values: tuple[Any, ...]) -> Wish:
         """Return the wish; ValueError when the server would read a private word."""
         wish = self.wish(*values)
         word = self.studio.private_word(wish.generic)
         if wish.share and word is not None:
-            raise ValueError(elements.refusal(word))
+            raise ValueError(account.refusal(word))
         return wish
 
     def _shown(self, moment: Moment, wish: Wish) -> Any:
@@ -220,7 +220,7 @@ class Page:
     def run_html(self) -> str:
         """Return the run as it is now: its numbers, its last sheet of samples, its clusters and its plots."""
         run = read_outcome(self.studio.folder.path)
-        missing = "" if run.grids else elements.note(
+        missing = "" if run.grids else account.note(
             "plain", f"No sample grids and plots yet; draw them with: fedsd report {run.path}"
         )  # fmt: skip
         parts = (sections.facts(run), missing, sections.last_grid(run), sections.clusters(run), sections.plots(run))

@@ -2,13 +2,14 @@
 
 CSS = """
 .gradio-container { --server: #0072B2; --device: #D55E00; --good: #10733c; --bad: #b3261e; --wait: #8a5a00;
-  --soft: #5d6676; max-width: 1240px !important; margin: 0 auto !important; }
+  --soft: #5d6676; width: 100% !important; max-width: 1240px !important; margin: 0 auto !important; }
 .dark .gradio-container, .gradio-container.dark { --server: #56B4E9; --device: #E69F00; --good: #7fdca4; --bad: #ff9c94;
   --wait: #ffd27a; --soft: #a3adbd; }
 .head h1 { font-size: 22px; margin: 0; } .head p { margin: 2px 0 0; color: var(--soft); }
 #prompt { border-left: 5px solid var(--device) !important; }
 #generic { border-left: 5px solid var(--server) !important; }
-.note { border-left: 5px solid var(--border-color-primary); padding: 8px 14px; border-radius: 6px; margin: 8px 0 0;
+.html-container { padding: 0 !important; }
+.note { border-left: 5px solid var(--border-color-primary); padding: 8px 14px; border-radius: 6px; margin: 0;
   background: var(--background-fill-secondary); font-size: 15px; line-height: 1.45; overflow-wrap: anywhere; }
 .note.good { border-color: var(--good); } .note.busy { border-color: var(--server); }
 .note.alone { border-color: var(--wait); } .note.refused { border-color: var(--bad); color: var(--bad);
@@ -19,12 +20,11 @@ CSS = """
 .bar i.asked { animation: asked 1.2s ease-in-out infinite alternate; }
 @keyframes asked { from { opacity: .2; } to { opacity: .65; } }
 @media (prefers-reduced-motion: reduce) { .bar i.asked { animation: none; opacity: .45; } }
-.legend { display: flex; gap: 18px; font-size: 13px; margin-top: 5px; color: var(--soft); }
+.legend { display: flex; gap: 18px; font-size: 13px; margin-top: 5px; color: var(--soft); margin-bottom: 8px; }
 .legend span::before { content: ""; display: inline-block; width: 11px; height: 11px; border-radius: 3px;
   margin-right: 6px; background: var(--device); }
 .legend span.server::before { background: var(--server); }
-.figures, .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(108px, 1fr)); gap: 8px;
-  margin: 10px 0 0; }
+.figures, .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(108px, 1fr)); gap: 8px; margin: 0; }
 .figures div, .facts div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 7px 11px; }
 .figures dt, .facts dt, .figures small, .facts small { font-size: 12.5px; color: var(--soft); }
 .figures dd, .facts dd { margin: 0; font-size: 18px; font-weight: 600; font-variant-numeric: tabular-nums; }

@@ -19,7 +19,7 @@ def watched(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
 
     What it raises is raised here. When the generator is closed, the next `tell` raises Stopped and so ends the work.
     """
-    told: SimpleQueue[T] = SimpleQueue()
+    told: SimpleQueue[T | None] = SimpleQueue()
     gone = threading.Event()
 
     def tell(item: T) -> None:
@@ -29,7 +29,7 @@ def watched(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
 
     pool = ThreadPoolExecutor(1)
     running = pool.submit(work, tell)
-    running.add_done_callback(lambda _: told.put(None))  # type: ignore[arg-type]  wakes whoever waits
+    running.add_done_callback(lambda _: told.put(None))  # wakes whoever waits
     item: T | None = None
     try:
         while not (running.done() and told.empty()):
@@ -42,7 +42,7 @@ def watched(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
         pool.shutdown(wait=False)
 
 
-def _latest(told: "SimpleQueue[T]", item: T | None) -> T | None:
+def _latest(told: "SimpleQueue[T | None]", item: T | None) -> T | None:
     """Return the last of what was told since, or `item` when nothing was for a while."""
     try:
         item = told.get(timeout=BEAT) or item

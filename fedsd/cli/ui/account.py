@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML: the bar of steps, what is going on in plain words, and the figures."""
+"""What the page says of a drawing, as HTML: the bar of steps, what is going on in plain words, and the figures."""
 
 from html import escape
 
