@@ -93,6 +93,7 @@ class Studio:
         """Raise ValueError when `folder` is no run, or has no complete round yet."""
         self.base, self.remote, self.folder = base, remote, RunFolder(folder)
         self._private_root, self._lock = private_root, threading.Lock()
+        self._run: tuple[int, sampling.Finished] | None = None
         self.config = read_config(folder)
         self.number()
 
@@ -118,7 +119,12 @@ class Studio:
 
     def run(self) -> sampling.Finished:
         """Return the latest round, without its adapters; its pictures are known in simulation, where they still lie."""
-        state: dict[str, Any] = read_outcome(self.folder.path).state or {"clients": {}, "clusters": {}}
+        if self._run is None or self._run[0] != self.number():
+            self._run = self.number(), self._read()
+        return self._run[1]
+
+    def _read(self) -> sampling.Finished:
+        state: dict[str, Any] = read_outcome(self.folder.path).state or {}
         try:
             examples = sampling.holdings(self.config, list(state["clients"]))
         except ValueError:

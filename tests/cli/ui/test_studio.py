@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ies import CREDENTIAL, serving
+from ies import CREDENTIAL, serving, write_run
 from models import tiny_base
 
 from fedsd.base import adapters, denoise
@@ -108,7 +108,6 @@ def test_a_share_is_at_least_one_step_unless_it_is_none() -> None:
 
 
 def test_a_run_without_a_round_cannot_be_drawn_with(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    folder.write("run.toml", "")
+    folder = write_run(tmp_path / "run", rounds=())
     with pytest.raises(ValueError, match="no complete round yet; wait for the first one"):
         studio(folder, tmp_path)
