@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,8 +23,8 @@ from fedsd.store import RunFolder
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("no Chromium to open the page in: apt-get install -y chromium", allow_module_level=True)
-for name in ("gradio", "playwright"):
-    pytest.importorskip(name, reason=f"{name} is not installed: pip install -c constraints.txt -e '.[dev,web]'")
+if not all(map(find_spec, ("gradio", "playwright"))):
+    pytest.skip("no Gradio or playwright: pip install -c constraints.txt -e '.[dev,web]'", allow_module_level=True)
 
 from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 
@@ -59,7 +60,7 @@ class Open:
         expect(self.page.locator("#progress .note")).to_contain_text(said, timeout=WAIT)
 
     def figure(self, name: str) -> str:
-        card = self.page.locator("#figures div", has=self.page.locator(f"dt:text-is('{name}')"))
+        card = self.page.locator(".figures > div", has=self.page.locator(f"dt:text-is('{name}')"))
         return card.locator("dd").inner_text()
 
 
@@ -146,6 +147,18 @@ def test_four_ways_are_compared(opened: Open) -> None:
     expect(opened.page.locator("#compared .note.good")).to_contain_text("The server drew steps 1 to 6", timeout=WAIT)
     shown = [opened.page.locator(f"#column-{i} img").get_attribute("src") for i in range(4)]
     assert len(set(shown)) == 4 and None not in shown
+
+
+def test_a_picture_can_be_stopped_and_the_next_one_drawn(opened: Open) -> None:
+    opened.page.get_by_role("tab", name="Draw").click()
+    opened.page.get_by_role("button", name="Steps and guidance").click()
+    opened.page.fill("#steps input[type=number]", "100")
+    opened.page.click("#draw")
+    expect(opened.page.locator("#progress .bar i")).to_have_count(100, timeout=WAIT)
+    opened.page.locator("button:visible", has_text="Stop").click()
+    expect(opened.page.locator("#progress .note")).to_have_text("Stopped.", timeout=WAIT)
+    opened.page.fill("#steps input[type=number]", "20")
+    opened.draw("Done. The server drew steps 1 to 6")
 
 
 def test_the_run_is_shown(opened: Open) -> None:
