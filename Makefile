@@ -16,7 +16,7 @@ install: .venv/.installed  ## create .venv and install fedsd with the exact vers
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; the first time downloads PyTorch, which can take minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,web]'
 	@touch $@
 
 demo: install  ## eight simulated devices learn four drawn styles; ends with a report of pictures
@@ -26,7 +26,7 @@ demo: install  ## eight simulated devices learn four drawn styles; ends with a r
 test: install  ## all tests but the slow ones
 	@$(BIN)/python -m pytest
 
-test-slow: install  ## the slow tests: a SuperLink with TLS and two SuperNodes on this machine
+test-slow: install  ## the slow tests: a SuperLink with TLS and two SuperNodes on this machine, and the page in a browser
 	@$(BIN)/python -m pytest -m slow
 
 lint: install  ## ruff and mypy
@@ -41,6 +41,6 @@ format: install  ## let ruff lay out the code
 	@$(BIN)/ruff check --fix .
 
 constraints:  ## renew constraints.txt from a fresh environment
-	@fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install --quiet -e '.[dev]' && \
+	@fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install --quiet -e '.[dev,web]' && \
 	$$fresh/bin/python -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^+@]+$$' \
 	| grep -vE '^pip==' > constraints.txt; rm -rf $$fresh

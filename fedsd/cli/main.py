@@ -210,6 +210,30 @@ def serve(
 
 
 @app.command()
+def ui(
+    folder: Folder,
+    server: Annotated[str, typer.Option(help="URL of an Inference Edge Server for the first steps.")] = "",
+    credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="Certificate to trust the server by.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server.")] = 30.0,
+    private_dir: Annotated[str, typer.Option(help="Nodes' private folders, whose words are not sent.")] = "",
+    base: Annotated[str, typer.Option(help="The base, as base.name; default the run's.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    as_json: Json = False,
+) -> None:
+    """Open a page on this machine that draws with a run's adapters, with or without a server."""
+    from fedsd.cli.ui.command import serve_page
+    from fedsd.client_app import private_root
+    from fedsd.hybrid.client import Remote
+
+    def listening(url: str) -> None:
+        print(json.dumps({"url": url, "pid": os.getpid()}) if as_json else f"open {url} in a browser", flush=True)
+
+    remote = Remote(server, credential, ca, timeout) if server else None
+    serve_page(folder.absolute(), remote, private_root(private_dir), base, port, listening)
+
+
+@app.command()
 def words(
     client: Annotated[str, typer.Argument(help="The node's name.")],
     add: Annotated[list[str] | None, typer.Argument(help="Words that must not leave it.")] = None,

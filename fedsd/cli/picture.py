@@ -67,10 +67,13 @@ def draw_with_server(picture: Picture, shared: Shared, out: Path) -> tuple[Path,
     drawing = Drawing(picture.prompt, shared.generic, picture.seed, split, shared.scheduler, mix_loras=shared.mix_loras)
     drawn = [draw(model, replace(drawing, seed=seed), shared.remote) for seed in _seeds(picture)]
     pictures = np.concatenate([denoise.decode_latents(model, one.latents) for one in drawn])
-    about = {"Sampler": SAMPLERS[shared.scheduler], "Server steps": split.server_steps, "Mix": shared.mix_loras}
-    if not all(one.told for one in drawn):
-        about["Server steps"] = 0
-    return write_pictures(out, pictures, picture, about), drawn
+    return write_pictures(out, pictures, picture, about_server(drawing, drawn)), drawn
+
+
+def about_server(drawing: Drawing, drawn: list[Drawn]) -> dict[str, object]:
+    """Return the settings of a PNG that tell of the server; it counts only where it began every picture."""
+    server_steps = drawing.split.server_steps if all(one.told for one in drawn) else 0
+    return {"Sampler": SAMPLERS[drawing.scheduler], "Server steps": server_steps, "Mix": drawing.mix_loras}
 
 
 def account(drawn: list[Drawn]) -> dict[str, Any]:

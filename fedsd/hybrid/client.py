@@ -7,7 +7,7 @@ server is not trusted either: its answer must be of the base and the cut that we
 import json
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -81,19 +81,26 @@ class Drawn:
     computed: float = 0.0
 
 
-def draw(base: Base, drawing: Drawing, remote: Remote | None, *, on_step: denoise.OnStep | None = None) -> Drawn:
+def draw(
+    base: Base, drawing: Drawing, remote: Remote | None, *, on_step: denoise.OnStep | None = None,
+    on_server: Callable[["Answer | Unserved"], None] | None = None,
+) -> Drawn:  # fmt: skip
     """Draw with whatever adapter the base carries; without `remote`, or when it cannot serve, all steps are made here.
 
-    on_step: told each of the device's own steps. Raises ValueError for what the user has to mend: a private word in
-    what would be sent, a credential, base, sampler or adapter that the server does not accept.
+    on_step: told each of the device's own steps. on_server: told what came of asking the server, once. Raises
+    ValueError for what the user has to mend: a private word in what would be sent, a credential, base, sampler or
+    adapter that the server does not accept.
     """
     scheduler = scheduler_named(base, drawing.scheduler)
     answer, why, begun = None, "no server was asked", time.monotonic()
     if remote is not None and drawing.split.server_steps > 0:
         try:
             answer = ask(base, drawing, remote)
+            came: Answer | Unserved = answer
         except Unserved as unserved:
-            why = str(unserved)
+            came, why = unserved, str(unserved)
+        if on_server is not None:
+            on_server(came)
     waited, begun = time.monotonic() - begun, time.monotonic()
     split = drawing.split
     with torch.no_grad():

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,19 +88,26 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 @dataclass(frozen=True)
 class Process:
-    """`fedsd serve` as a process: its URL, the process, and the file with all that it printed."""
+    """A verb that serves, as a process: its URL, the process, and the file with all that it printed."""
 
     url: str
     popen: subprocess.Popen[bytes]
     output: Path
 
 
-@contextmanager
-def serve_process(folder: RunFolder, output: Path, *options: str) -> Iterator[Process]:
+def serve_process(folder: RunFolder, output: Path, *options: str) -> AbstractContextManager[Process]:
     """Run `fedsd serve` until it listens; it may not be ready yet."""
-    command = [sys.executable, "-m", "fedsd.cli.main", "serve", str(folder.path), "--port", "0", "--json", *options]
+    return process("serve", folder, output, *options)
+
+
+@contextmanager
+def process(verb: str, folder: RunFolder, output: Path, *options: str, **env: str) -> Iterator[Process]:
+    """Run a verb that serves a run folder until it says its URL; env: variables beside this process's."""
+    command = [sys.executable, "-m", "fedsd.cli.main", verb, str(folder.path), "--port", "0", "--json", *options]
     with output.open("wb") as file:
-        popen = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1"})
+        popen = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1", **env}
+        )
     try:
         until(lambda: b'"url"' in output.read_bytes() or popen.poll() is not None, 300)
         line = next(line for line in output.read_text().splitlines() if '"url"' in line)
