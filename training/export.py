@@ -34,7 +34,8 @@ def main() -> None:
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    shutil.copytree(opts.clip, opts.out / "clip", dirs_exist_ok=True)
+    if opts.clip.resolve() != (opts.out / "clip").resolve():
+        shutil.copytree(opts.clip, opts.out / "clip", dirs_exist_ok=True)
     size = sum(p.stat().st_size for p in opts.out.rglob("*.safetensors"))
     print(f"{size / 1e6:.1f} MB of weights in {opts.out}")
 
