@@ -15,7 +15,9 @@ from PIL import Image
 from fedsd import client_app, config, wire
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
+from fedsd.base.training import Descent
 from fedsd.data.images import pixels
+from fedsd.methods import lora
 from fedsd.privacy.style import prompt_embedding, style_embedding
 
 STYLES = {"gouachework": (200, 60, 40), "quillwork": (30, 60, 220)}
@@ -90,7 +92,7 @@ def test_simulated_node_is_a_share_of_the_folder(run_config: dict, tmp_path: Pat
     typed = config.from_run_config(run_config)
     nodes = [client_app.identify(simulated(run_config, number), typed) for number in range(4)]
     assert [node.client for node in nodes] == ["c0", "c1", "c2", "c3"]
-    assert [node.rank for node in nodes] == [2, 3, 2, 3]
+    assert [node.place.rank for node in nodes] == [2, 3, 2, 3]
     assert nodes[1].private.path == (tmp_path / "nodes" / "c1").resolve()
     shown = [example.path for node in nodes for example in node.examples]
     assert len(shown) == len(set(shown)) == 12
@@ -100,9 +102,9 @@ def test_simulated_node_is_a_share_of_the_folder(run_config: dict, tmp_path: Pat
 def test_deployed_node_has_its_own_name_folder_and_rank(run_config: dict, pictures: Path, tmp_path: Path) -> None:
     typed = config.from_run_config(run_config)
     node = client_app.identify(deployed(run_config, pictures, tmp_path, rank=5), typed)
-    assert (node.client, node.rank, node.private.path) == ("anna", 5, (tmp_path / "own" / "anna").resolve())
+    assert (node.client, node.place.rank, node.private.path) == ("anna", 5, (tmp_path / "own" / "anna").resolve())
     assert {example.path.parent.name for example in node.examples} == {"quillwork"} and len(node.examples) == 6
-    assert client_app.identify(deployed(run_config, pictures, tmp_path), typed).rank == 2
+    assert client_app.identify(deployed(run_config, pictures, tmp_path), typed).place.rank == 2
 
 
 @pytest.mark.parametrize(
@@ -275,11 +277,10 @@ def test_settings_are_those_of_the_run_config(run_config: dict) -> None:
         "train.steps": 9, "train.batch-size": 5, "train.lr": 0.5, "train.text-lr": 0.25, "train.min-snr-gamma": 4.0,
         "train.precision": "bfloat16", "train.caption-dropout": 0.75, "lora.text-encoder": False,
     }  # fmt: skip
-    wanted = client_app.lora.Settings(
-        steps=9, batch_size=5, lr=0.5, text_lr=0.25, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75,
-        text_encoder=False,
-    )  # fmt: skip
-    assert client_app.settings(config.from_run_config(changed)) == wanted
+    node = client_app.identify(simulated(changed), config.from_run_config(changed))
+    descent = Descent(steps=9, batch_size=5, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75)
+    wanted = lora.Settings(descent, lr=0.5, text_lr=0.25, text_encoder=False, rank=3)
+    assert node.method.settings(node.place) == wanted
 
 
 def test_unknown_setting_is_refused_before_anything_is_loaded(run_config: dict) -> None:
