@@ -106,7 +106,8 @@ def main() -> None:
         prompts = evaluate.prompts_of(done, style, opts.pictures)
         adapters = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
         for method, lora in adapters.items():
-            evaluate.draw(base, lora, prompts, out / "pictures" / method / style)
+            with adapters.adapted(base, lora):
+                evaluate.draw(base, prompts, out / "pictures" / method / style)
             table.setdefault(method, {})[style] = judge_style(
                 judge, out / "pictures" / method / style, held_out, train, names
             )

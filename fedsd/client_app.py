@@ -74,7 +74,7 @@ def identify(context: Context, config: configuration.Config) -> Node:
         client, rank = str(own["name"]), int(own.get("rank", config.lora.rank_of(0)))
         root = Path(str(own["private-dir"]))
         examples = shares.own(config.data, Path(str(own["data-root"])).expanduser())
-    if not METHODS[config.method.name].factors(config):
+    if not config.shares_factors:
         rank = 1
     return Node(client, Place(config, rank, root / CACHE), PrivateFolder(root, client), examples)
 
@@ -177,7 +177,7 @@ def profile(message: Message, context: Context) -> Message:
     config = configuration.from_run_config(context.run_config)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    if node.method.factors(config):
+    if config.shares_factors:
         adapters.check_rank(base, node.place.rank, config.lora.text_encoder, config.lora.convolutions)
     who = wire.Profile(node.client, prepared.z, len(node.examples), node.place.rank, base.sha)
     return wire.profile_reply(who, message)

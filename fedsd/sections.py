@@ -184,3 +184,8 @@ class Config:
     cluster: ClusterConfig
     mix: MixConfig
     neutral: NeutralConfig
+
+    @property
+    def shares_factors(self) -> bool:
+        """Whether what clients share are LoRA factors, and so fits into LoRA files."""
+        return self.method.name == "lora" or (self.method.name == "spire" and self.spire.backbone == "lora")

@@ -25,16 +25,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Method:
-    """settings: of a place; fit: (base, pictures, start, own, *, seed, settings) -> Fit; factors: whether it has any.
+    """settings: of a place; fit: (base, pictures, start, own, *, seed, settings) -> Fit.
 
-    carried: within the block the base is the model that a cluster shares; directions: hash of the decomposition that
-    shared numbers refer to, "" where they refer to none.
+    carried: within the block the base is the model that a cluster shares; numbers: how many a client shares;
+    directions: hash of the decomposition that they refer to, "" where they refer to none.
     """
 
     settings: Callable[[Place], Any]
     fit: Callable[..., Fit]
-    factors: Callable[[Config], bool]
     carried: Callable[[Base, Shared, Place], AbstractContextManager[None]]
+    numbers: Callable[[Base, Place], int]
     directions: Callable[[Base, Place], str] = lambda base, place: ""
 
 
@@ -65,15 +65,30 @@ def _soda(place: Place) -> soda.Settings:
     )  # fmt: skip
 
 
+def _factors(base: Base, place: Place) -> int:
+    of = place.config.lora
+    shapes = adapters.target_shapes(base, of.text_encoder, of.convolutions)
+    return place.rank * sum(sum(shape) for shape in shapes.values())
+
+
+def _numbers_of_spire(base: Base, place: Place) -> int:
+    of, width = place.config.spire, spire.width(base)
+    maps = width * (of.size + width) if of.form == "projected" else 0
+    whole = sum(p.numel() for p in base.unet.parameters()) - width
+    return maps + (_factors(base, place) if of.backbone == "lora" else whole)
+
+
+def _numbers_of_soda(base: Base, place: Place) -> int:
+    settings = _soda(place)
+    layers = tuple(soda.targets(base, settings.text_encoder, settings.convolutions))
+    return sum(values.size for values in soda.fresh(base, layers).values())
+
+
 METHODS: Mapping[str, Method] = MappingProxyType({
-    "lora": Method(_lora, lora.fit, lambda config: True, lambda base, shared, _: adapters.adapted(base, shared.lora)),
-    "spire": Method(
-        _spire, spire.fit, lambda config: config.spire.backbone == "lora",
-        lambda base, shared, _: spire.carried(base, shared),
-    ),
+    "lora": Method(_lora, lora.fit, lambda base, shared, _: adapters.adapted(base, shared.lora), _factors),
+    "spire": Method(_spire, spire.fit, lambda base, shared, _: spire.carried(base, shared), _numbers_of_spire),
     "soda": Method(
-        _soda, soda.fit, lambda config: False,
-        lambda base, shared, place: soda.adapted(base, shared, place.config.soda.form, place.cache),
-        lambda base, place: soda.directions(base, _soda(place)),
+        _soda, soda.fit, lambda base, shared, at: soda.adapted(base, shared, at.config.soda.form, at.cache),
+        _numbers_of_soda, lambda base, place: soda.directions(base, _soda(place)),
     ),
 })  # fmt: skip
