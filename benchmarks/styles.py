@@ -23,7 +23,7 @@ from judge import Judge, nearest_names
 from points import record
 from sklearn.metrics import adjusted_rand_score
 
-from fedsd.base import load
+from fedsd.base import adapters, load
 from fedsd.cli import evaluate, sampling
 
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base

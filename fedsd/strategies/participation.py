@@ -25,9 +25,14 @@ for each client.
 """
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from fedsd.lowrank import LoRA
+from fedsd.strategies.intra import median_rank
 from fedsd.strategies.round import Client, Round
+from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.tangent_mean import Arrays, tangent_mean
 
 PARTICIPATION = ("none", "inverse-rate")
 CUTOFF = 50  # longest mean interval believed, in rounds: the weight of a client that may never come again is bounded
