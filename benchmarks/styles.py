@@ -104,8 +104,8 @@ def main() -> None:
         held_out = judge_pictures(judge, done, style, "split=heldout")
         train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
         prompts = evaluate.prompts_of(done, style, opts.pictures)
-        adapters = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
-        for method, lora in adapters.items():
+        loras = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
+        for method, lora in loras.items():
             with adapters.adapted(base, lora):
                 evaluate.draw(base, prompts, out / "pictures" / method / style)
             table.setdefault(method, {})[style] = judge_style(

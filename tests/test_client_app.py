@@ -239,6 +239,49 @@ def test_nothing_private_leaves_a_node(run_config: dict, pictures: Path, tmp_pat
         assert set(reply.content["about"]) == {"client-id", "base-sha"}
 
 
+def test_the_client_embedding_never_leaves_its_node(run_config: dict, pictures: Path, tmp_path: Path) -> None:
+    node = deployed(run_config | {"method.name": "spire"}, pictures, tmp_path, rank=3)
+    reply, grid = order(node)
+    arrays, about = client_app.identify(node, config.from_run_config(node.run_config)).private.load("own") or ({}, {})
+    v = arrays["after.v"]
+    assert about["round"] == 1 and v.any()
+    travelled = sent(grid)
+    shared = wire.parse_update(reply)
+    assert next(iter(shared.lora.values())).B.tobytes() in travelled  # this does leave, so the search can find
+    for form in (v, v.astype(np.float16), v.astype(np.float64)):
+        for part in (form, form[:4], form[-4:]):
+            assert part.tobytes() not in travelled
+    assert set(reply.content) == {"lora", "style", "metrics", "about"}
+
+
+def test_a_round_that_is_asked_for_again_begins_where_it_began(run_config: dict) -> None:
+    """The server may stop before a round is complete; the same round must give the same result."""
+    node = simulated(run_config | {"method.name": "spire", "run.folder": "/runs/a"})
+    for server_round in (1, 2):
+        first = wire.parse_update(order(node, server_round=server_round)[0])
+        again = wire.parse_update(order(node, server_round=server_round)[0])
+        for layer in first.lora:
+            np.testing.assert_array_equal(first.lora[layer].B, again.lora[layer].B)
+    private = client_app.identify(node, config.from_run_config(node.run_config)).private
+    assert client_app.kept_before(private, "/runs/a", 3).keys() == {"v"}
+    np.testing.assert_array_equal(
+        client_app.kept_before(private, "/runs/a", 5)["v"], client_app.kept_before(private, "/runs/a", 3)["v"]
+    )
+    assert client_app.kept_before(private, "/runs/b", 3) == client_app.kept_before(private, "/runs/a", 1) == {}
+
+
+def test_soda_sends_arrays_and_the_hash_of_its_directions(run_config: dict) -> None:
+    node = simulated(run_config | {"method.name": "soda", "lora.text-encoder": False})
+    first = wire.parse_update(order(node)[0])
+    assert first.lora == {} and len(first.directions) == 64 and first.rank == 3
+    assert wire.parse_profile(query(node)[0]).rank == 1
+    second = wire.parse_update(order(node, arrays=first.arrays)[0])
+    assert first.arrays.keys() == second.arrays.keys()
+    assert any(not np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
+    reply, _ = order(node, arrays={"unet.nothing.shift": np.ones(3, np.float32)})
+    assert "is it for this base?" in reply.error.reason or "which this base does not have" in reply.error.reason
+
+
 def test_error_about_a_deployed_nodes_pictures_stays_there(
     run_config: dict, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
