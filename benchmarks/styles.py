@@ -23,7 +23,7 @@ from judge import Judge, nearest_names
 from points import record
 from sklearn.metrics import adjusted_rand_score
 
-from fedsd.base import load
+from fedsd.base import adapters, load
 from fedsd.cli import evaluate, sampling
 
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
@@ -104,9 +104,10 @@ def main() -> None:
         held_out = judge_pictures(judge, done, style, "split=heldout")
         train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
         prompts = evaluate.prompts_of(done, style, opts.pictures)
-        adapters = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
-        for method, lora in adapters.items():
-            evaluate.draw(base, lora, prompts, out / "pictures" / method / style)
+        loras = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
+        for method, lora in loras.items():
+            with adapters.adapted(base, lora):
+                evaluate.draw(base, prompts, out / "pictures" / method / style)
             table.setdefault(method, {})[style] = judge_style(
                 judge, out / "pictures" / method / style, held_out, train, names
             )

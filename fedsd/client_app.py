@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads per actor on a busy machine were 100 times slower
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,26 +22,36 @@ from fedsd import config as configuration
 from fedsd import wire
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
+from fedsd.base.training import Pictures, Shared
 from fedsd.codec import with_feedback
 from fedsd.data import shares
 from fedsd.data.example import Example
 from fedsd.data.images import pixels as read_pixels
-from fedsd.lowrank import Factor, LoRA
-from fedsd.methods import lora
+from fedsd.lowrank import Array, Factor, LoRA
+from fedsd.methods.table import METHODS, Method, Place
 from fedsd.privacy.style import prompt_embedding, style_embedding
 from fedsd.store import PrivateFolder
 
+OWN = "own"  # name in the private folder of what a method keeps there
+CACHE = ".cache"  # below the private folders: what any node of a machine finds of the base alone
+
 app = ClientApp()
+Own = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Node:
-    """Who this node is and what it has: its stable id, its LoRA rank, its private folder and its pictures."""
+    """Who this node is and what it has: its stable id, its private folder and its pictures; place: where it trains."""
 
     client: str
-    rank: int
+    place: Place
     private: PrivateFolder
     examples: tuple[Example, ...]
+
+    @property
+    def method(self) -> Method:
+        """What it trains."""
+        return METHODS[self.place.config.method.name]
 
 
 def private_root(directory: str) -> Path:
@@ -49,7 +60,10 @@ def private_root(directory: str) -> Path:
 
 
 def identify(context: Context, config: configuration.Config) -> Node:
-    """Return this node: by partition-id in simulation, by its node config in deployment."""
+    """Return this node: by partition-id in simulation, by its node config in deployment.
+
+    Its rank is 1 where the method has no factors.
+    """
     own = context.node_config
     if not _deployed(context):
         number, clients = int(own["partition-id"]), int(own["num-partitions"])
@@ -60,7 +74,9 @@ def identify(context: Context, config: configuration.Config) -> Node:
         client, rank = str(own["name"]), int(own.get("rank", config.lora.rank_of(0)))
         root = Path(str(own["private-dir"]))
         examples = shares.own(config.data, Path(str(own["data-root"])).expanduser())
-    return Node(client, rank, PrivateFolder(root, client), examples)
+    if not config.shares_factors:
+        rank = 1
+    return Node(client, Place(config, rank, root / CACHE), PrivateFolder(root, client), examples)
 
 
 def _deployed(context: Context) -> bool:
@@ -123,13 +139,24 @@ def ready(context: Context, config: configuration.Config, base: load.Base) -> tu
         raise ValueError(f"the pictures of this node cannot be used ({kind}); the node's own log says why") from None
 
 
-def settings(config: configuration.Config) -> lora.Settings:
-    """Return the training settings of the run config."""
-    train = config.train
-    return lora.Settings(
-        train.steps, train.batch_size, train.lr, train.text_lr, train.min_snr_gamma, train.precision,
-        train.caption_dropout, config.lora.text_encoder, config.lora.convolutions,
-    )  # fmt: skip
+def kept_before(private: PrivateFolder, run: str, server_round: int) -> dict[str, Array]:
+    """Return what the node had kept to itself when this round of this run began: nothing in a run that is new to it.
+
+    A round that is asked for again, for the server stopped before it was complete, begins where it began.
+    """
+    kept = private.load(OWN)
+    if kept is None or kept[1]["run"] != run or kept[1]["round"] > server_round or server_round == 1:
+        return {}
+    part = "before." if kept[1]["round"] == server_round else "after."
+    return {key.removeprefix(part): values for key, values in kept[0].items() if key.startswith(part)}
+
+
+def keep(private: PrivateFolder, run: str, server_round: int, before: Own, after: Own) -> None:
+    """Keep what stays on the node after a round, and what it began with; a method that keeps nothing leaves no file."""
+    if before or after:
+        both = {"before": before, "after": after}
+        arrays = {f"{part}.{key}": values for part, held in both.items() for key, values in held.items()}
+        private.save(OWN, arrays, {"run": run, "round": server_round})
 
 
 def with_kept_feedback(private: PrivateFolder, update: LoRA, run_id: int) -> LoRA:
@@ -150,29 +177,36 @@ def profile(message: Message, context: Context) -> Message:
     config = configuration.from_run_config(context.run_config)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    adapters.check_rank(base, node.rank, config.lora.text_encoder, config.lora.convolutions)
-    return wire.profile_reply(wire.Profile(node.client, prepared.z, len(node.examples), node.rank, base.sha), message)
+    if config.shares_factors:
+        adapters.check_rank(base, node.place.rank, config.lora.text_encoder, config.lora.convolutions)
+    who = wire.Profile(node.client, prepared.z, len(node.examples), node.place.rank, base.sha)
+    return wire.profile_reply(who, message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train on the node's own pictures from the adapter in the order, and reply with adapter, z, n, rank and loss.
+    """Train on the node's own pictures from what is in the order; reply with what is shared, z, n, rank and loss.
 
-    The order says at what rank and in which encoding the adapter is wanted.
+    The order says at what rank and in which encoding the adapter is wanted. What the method does not share stays in the
+    private folder for the next round.
     """
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = configuration.from_run_config(context.run_config)
     order = wire.parse_order(message)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    captions = [example.caption for example in node.examples]
-    fit = lora.fit(
-        base, prepared.latents, captions, order.lora, rank=order.rank, seed=order.seed, settings=settings(config)
-    )
+    place, run = replace(node.place, rank=order.rank), config.run.folder or str(context.run_id)
+    own = kept_before(node.private, run, order.server_round)
+    pictures = Pictures(prepared.latents, [example.caption for example in node.examples])
+    start, settings = Shared(order.lora, order.arrays), node.method.settings(place)
+    fit = node.method.fit(base, pictures, start, own, seed=order.seed, settings=settings)
+    keep(node.private, run, order.server_round, own, fit.own)
+    lora = fit.shared.lora
+    if order.encoding == "int8" and lora:
+        lora = with_kept_feedback(node.private, lora, context.run_id)
+    directions = node.method.directions(base, place)
     update = wire.Update(
-        node.client, fit.lora, prepared.z, len(captions), order.rank, base.sha, fit.loss_first, fit.loss_last,
-        fit.seconds, fit.images_per_second,
+        node.client, lora, prepared.z, len(pictures.captions), order.rank, base.sha, **vars(fit.progress),
+        arrays=fit.shared.arrays, directions=directions,
     )  # fmt: skip
-    if order.encoding == "int8":
-        update = replace(update, lora=with_kept_feedback(node.private, update.lora, context.run_id))
     return wire.update_reply(update, message, encoding=order.encoding)

@@ -23,10 +23,10 @@ FLOATS = ("float32", "float16")
 STEPS = 127  # of int8 on either side of zero
 _NAMES = {descr.encode(): name for name, descr in ENCODINGS.items()}
 
-# numpy writes exactly this for a matrix or a vector of such numbers; anything else in a header is refused unread
+# numpy writes exactly this for such numbers in up to four axes; anything else in a header is refused unread
 _NPY_HEADER = re.compile(
     rb"\{'descr': '(<f4|<f2|\|i1)', 'fortran_order': (True|False), "
-    rb"'shape': \((\d{1,10}(?:, \d{1,10})?),?\), \} *\n"
+    rb"'shape': \((\d{1,10}(?:, \d{1,10}){0,3}),?\), \} *\n"
 )
 
 
@@ -35,8 +35,11 @@ def encode(array: np.ndarray[Any, Any], encoding: str) -> FlowerArray:
     return FlowerArray(np.ascontiguousarray(array, dtype=ENCODINGS[encoding]))
 
 
-def decode(key: str, array: FlowerArray, ndim: int, allowed: tuple[str, ...]) -> Array:
-    """The array as float32, read-only where it came so; ValueError naming `key` unless its encoding is allowed."""
+def decode(key: str, array: FlowerArray, ndim: int | None, allowed: tuple[str, ...]) -> Array:
+    """The array as float32, read-only where it came so; ValueError naming `key` unless its encoding is allowed.
+
+    ndim: its axes; None for 1 to 4.
+    """
     data, start = array.data, 10
     if array.stype != "numpy.ndarray" or data[:8] != b"\x93NUMPY\x01\x00" or len(data) < start:
         raise ValueError(f"{key} is not an array in npy format, version 1.0")
@@ -44,15 +47,15 @@ def decode(key: str, array: FlowerArray, ndim: int, allowed: tuple[str, ...]) ->
     header = _NPY_HEADER.fullmatch(data[start:stop])
     if header is None or _NAMES[header[1]] not in allowed:
         raise ValueError(
-            f"{key} has header {data[start:stop][:80]!r}; it must be a {' or '.join(allowed)} array of 1 or 2 axes"
+            f"{key} has header {data[start:stop][:80]!r}; it must be a {' or '.join(allowed)} array of 1 to 4 axes"
         )
     dtype = np.dtype(header[1].decode())
     shape = tuple(int(size) for size in header[3].split(b", "))
     expected = math.prod(shape) * dtype.itemsize
-    if len(shape) != ndim or expected != len(data) - stop:
+    if (ndim is not None and len(shape) != ndim) or expected != len(data) - stop:
         raise ValueError(
             f"{key} claims shape {shape} of {dtype}, {expected} bytes, but carries {len(data) - stop}; "
-            f"it must have {ndim} axes"
+            f"it must have {ndim or '1 to 4'} axes"
         )
     values = np.frombuffer(data, dtype, offset=stop).reshape(shape, order="F" if header[2] == b"True" else "C")
     return values.astype(np.float32, order="C", copy=False)

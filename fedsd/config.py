@@ -7,174 +7,23 @@ before any node is contacted, and all faults are reported together.
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
+from fedsd.sections import Config, DataConfig
 from fedsd.values import Value, are_ranks, are_shares, conflicts, split_list
+
+__all__ = [
+    "METHODS", "RULES", "SECTIONS", "STRATEGIES", "Config", "DataConfig", "Value", "defaults", "fault_of", "flatten",
+    "from_run_config", "keys", "split_list",
+]  # fmt: skip
 
 STRATEGIES = ("style-clustered", "everyone", "fedavg", "geometric-median", "flora", "local")
 RULES_FOR_LORA = (
     "zero-padding", "hetlora", "rbla", "raflora", "flora", "flexlora", "florist", "lora-fair", "geometric-median",
     "trimmed-mean", "multi-krum", "norm-clipping", "fedit",
 )  # fmt: skip
-METHODS = ("lora",)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it; availability:
-    shares of the rounds in which clients are asked, by name.
-    """
-
-    rounds: int
-    seed: int
-    folder: str
-    resume: bool
-    tolerance: float
-    timeout: float
-    min_nodes: int
-    availability: str
-
-
-@dataclass(frozen=True)
-class BaseConfig:
-    """The frozen model. size: side of training pictures in pixels, 0 for the base's own."""
-
-    name: str
-    size: int
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where pictures and captions come from, and how a simulation deals them out; see `fedsd.data.example.Layout`."""
-
-    root: str
-    styles: str
-    index: str
-    path_column: str
-    style_column: str
-    caption_column: str
-    label_column: str
-    where: str
-    template: str
-    per_style: int
-    objects: str
-    partition: str
-    concentration: float
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """What a node does on its own disk. private_dir: empty for ~/.fedsd/nodes."""
-
-    private_dir: str
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """What a client trains."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class RankConfig:
-    """LoRA ranks, handed out to simulated clients in turn, and whether text encoder and convolutions are adapted."""
-
-    ranks: str
-    text_encoder: bool
-    convolutions: bool
-
-    def rank_of(self, client: int) -> int:
-        """Return the rank of client number `client`: the listed ranks in turn."""
-        listed = split_list(self.ranks)
-        return int(listed[client % len(listed)])
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Local training (line 29). lr, text_lr: of U-Net and text encoder; caption_dropout: share in [0, 1]."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    text_lr: float
-    min_snr_gamma: float
-    precision: str
-    caption_dropout: float
-
-
-@dataclass(frozen=True)
-class StyleConfig:
-    """What the style embedding z is taken from (line 30)."""
-
-    source: str
-
-
-@dataclass(frozen=True)
-class StrategyConfig:
-    """How the server combines adapters."""
-
-    name: str
-    inside: str
-    across: str
-    stack_cap: int
-    participation: str
-    detect: bool
-
-
-@dataclass(frozen=True)
-class WireConfig:
-    """How uploads are encoded. upload_seconds: that one may take at the bandwidth measured, 0 for no limit."""
-
-    encoding: str
-    upload_seconds: float
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """How clients are grouped (line 8). threshold: cosine distance in [0, 2), 0 to take it from the data; leave_after:
-    rounds without a client after which it leaves the grouping, 0 for never.
-    """
-
-    method: str
-    threshold: float
-    outliers: str
-    leave_after: int
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """Weights of the mix (line 16). alpha: balance in [0, 1]."""
-
-    alpha: float
-    formula: str
-
-
-@dataclass(frozen=True)
-class NeutralConfig:
-    """The style-neutral adapter (lines 18-19). rank: cap."""
-
-    rank: int
-
-
-@dataclass(frozen=True)
-class Config:
-    """One field per section of the run config."""
-
-    run: RunConfig
-    base: BaseConfig
-    data: DataConfig
-    node: NodeConfig
-    method: MethodConfig
-    lora: RankConfig
-    train: TrainConfig
-    style: StyleConfig
-    strategy: StrategyConfig
-    wire: WireConfig
-    cluster: ClusterConfig
-    mix: MixConfig
-    neutral: NeutralConfig
+METHODS = ("lora", "spire", "soda")
 
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
@@ -207,6 +56,15 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "data.concentration": _between(1e-3, 1e6),
     "method.name": _one_of(*METHODS),
     "lora.ranks": (are_ranks, "whole numbers of at least 1, separated by commas"),
+    "spire.embedding-lr": _between(1e-9, 10),
+    "spire.drop": (lambda v: isinstance(v, int | float) and 0 <= v < 1, "at least 0 and below 1"),
+    "spire.form": _one_of("bias", "projected"),
+    "spire.size": _between(1, 65536),
+    "spire.backbone": _one_of("lora", "full"),
+    "soda.shift-lr": _between(1e-9, 1),
+    "soda.turn-lr": _between(1e-9, 1),
+    "soda.form": _one_of("svd", "lq"),
+    "soda.optimiser": _one_of("adamw", "stiefel-adam"),
     "train.steps": _at_least(1),
     "train.batch-size": _at_least(1),
     "train.lr": _between(1e-9, 1),

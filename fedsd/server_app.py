@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsd import config as configuration
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings
-from fedsd.strategies.round import Round, from_state, to_state
+from fedsd.strategies.round import Round, arrays_of, from_state, to_state
 from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.style_clustered import StyleClusteredLoRA
 from fedsd.values import shares_by_name
@@ -47,9 +47,9 @@ def strategy_of(config: configuration.Config, folder: RunFolder) -> StyleCluster
 
     def on_round(after: Round) -> None:
         state, loras = to_state(after)
-        folder.save_round(state, loras)
+        folder.save_round(state, loras, arrays_of(after))
         for name, lora in loras.items():
-            if "/" not in name:
+            if lora and "/" not in name:
                 folder.export(name, lora)
 
     return StyleClusteredLoRA(
@@ -93,7 +93,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = strategy_of(config, folder)
     last = folder.latest_round()
     if last is not None:
-        strategy.resume(from_state(*folder.load_round(last)))
+        strategy.resume(from_state(*folder.load_round(last), folder.load_arrays(last)))
     folder.append_event({
         "event": "run.start", "run": folder.path.name, "rounds": config.run.rounds,
         "strategy": config.strategy.name, "method": config.method.name,

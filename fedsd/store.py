@@ -2,7 +2,7 @@
 
     <run>/ run.toml env.json events.jsonl metrics.csv report.html README.md
            ckpt/rNN/ state.json mix.safetensors neutral.safetensors fedavg.safetensors cluster-<id>.safetensors
-                     clients/<client>.safetensors
+                     clients/<client>.safetensors arrays/<name>.safetensors
            loras/<name>/pytorch_lora_weights.safetensors   embeddings/ grids/ plots/ logs/
            neutral/rNN.safetensors, after `fedsd neutralize`   export/, after `fedsd export`
     <private-dir>/<client-id>/<name>.safetensors
@@ -31,9 +31,11 @@ from fedsd.lowrank import Array, Factor, LoRA
 
 FOLDERS = ("ckpt", "loras", "embeddings", "grids", "plots", "logs")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ARRAYS = "arrays"  # folder of a round
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 _ROUND = re.compile(r"r(\d{2,})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+Arrays = Mapping[str, Array]
 
 
 class RunFolder:
@@ -113,8 +115,12 @@ class RunFolder:
         write_file(file, content.encode() if isinstance(content, str) else content)
         return file
 
-    def save_round(self, state: Mapping[str, Any], adapters: Mapping[str, LoRA]) -> Path:
+    def save_round(
+        self, state: Mapping[str, Any], adapters: Mapping[str, LoRA], arrays: Mapping[str, Arrays] | None = None
+    ) -> Path:
         """Keep a round as ckpt/rNN: state.json and one file for each adapter, "/" in names making folders.
+
+        arrays: what is shared besides factors, by the same names.
 
         On a full disk nothing of it stays, the rounds before are untouched, and OSError says so.
         """
@@ -127,6 +133,8 @@ class RunFolder:
         try:
             for name, lora in adapters.items():
                 save_lora(growing / f"{name}.safetensors", lora)
+            for name, found in (arrays or {}).items():
+                write_file(growing / ARRAYS / f"{name}.safetensors", _packed(found, {}))
             write_file(growing / "state.json", json.dumps(state, indent=1).encode())
             growing.rename(final)
             _flush_folder(final.parent)
@@ -143,14 +151,19 @@ class RunFolder:
         return final
 
     def load_round(self, server_round: int) -> tuple[dict[str, Any], dict[str, LoRA]]:
-        """What `save_round` was given; ValueError when the round is not there or cannot be read."""
+        """State and adapters that `save_round` was given; ValueError when the round is not there or unreadable."""
         folder = self._round(server_round)
         try:
             state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} holds no complete round: {error}") from error
-        files = sorted(folder.rglob("*.safetensors"))
+        files = sorted(file for file in folder.rglob("*.safetensors") if file.parent.name != ARRAYS)
         return state, {file.relative_to(folder).with_suffix("").as_posix(): load_lora(file) for file in files}
+
+    def load_arrays(self, server_round: int) -> dict[str, Arrays]:
+        """Arrays that `save_round` was given, by name; ValueError when a file cannot be read."""
+        files = sorted((self._round(server_round) / ARRAYS).glob("*.safetensors"))
+        return {file.stem: _unpacked(file)[0] for file in files}
 
     def load_adapter(self, server_round: int, name: str) -> dict[str, Factor]:
         """One adapter that `save_round` was given; ValueError when it cannot be read."""

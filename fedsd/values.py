@@ -55,4 +55,24 @@ def conflicts(flat: Mapping[str, Value]) -> list[str]:
             f'strategy.name = "style-clustered" or "everyone" and strategy.inside = "flexlora", '
             f"not {name!r} and {inside!r}"
         )
-    return found
+    return found + _conflicts_of_arrays(flat)
+
+
+def _conflicts_of_arrays(flat: Mapping[str, Value]) -> list[str]:
+    """Return which settings compare or fold factors B A, where a method shares other numbers."""
+    method = flat.get("method.name")
+    beside = {"spire.form": "projected", "spire.backbone": "full"} if method == "spire" else {}
+    what = [f"{key} = {value!r}" for key, value in beside.items() if flat.get(key) == value]
+    if not what and method != "soda":
+        return []
+    wanted = {
+        "strategy.name": ("style-clustered", "everyone", "fedavg", "local"), "strategy.inside": ("flexlora",),
+        "strategy.across": ("flexlora",), "strategy.detect": (False,), "strategy.stack-cap": (0,),
+    }  # fmt: skip
+    return [
+        f"{key} = {flat[key]!r} works on LoRA factors alone, and method.name = {method!r}"
+        f"{f' with {what[0]}' if what else ''} shares numbers that are averaged one by one; "
+        f"use {' or '.join(repr(value) for value in usable)}"
+        for key, usable in wanted.items()
+        if key in flat and flat[key] not in usable
+    ]

@@ -15,7 +15,9 @@ from PIL import Image
 from fedsd import client_app, config, wire
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
+from fedsd.base.training import Descent
 from fedsd.data.images import pixels
+from fedsd.methods import lora
 from fedsd.privacy.style import prompt_embedding, style_embedding
 
 STYLES = {"gouachework": (200, 60, 40), "quillwork": (30, 60, 220)}
@@ -90,7 +92,7 @@ def test_simulated_node_is_a_share_of_the_folder(run_config: dict, tmp_path: Pat
     typed = config.from_run_config(run_config)
     nodes = [client_app.identify(simulated(run_config, number), typed) for number in range(4)]
     assert [node.client for node in nodes] == ["c0", "c1", "c2", "c3"]
-    assert [node.rank for node in nodes] == [2, 3, 2, 3]
+    assert [node.place.rank for node in nodes] == [2, 3, 2, 3]
     assert nodes[1].private.path == (tmp_path / "nodes" / "c1").resolve()
     shown = [example.path for node in nodes for example in node.examples]
     assert len(shown) == len(set(shown)) == 12
@@ -100,9 +102,9 @@ def test_simulated_node_is_a_share_of_the_folder(run_config: dict, tmp_path: Pat
 def test_deployed_node_has_its_own_name_folder_and_rank(run_config: dict, pictures: Path, tmp_path: Path) -> None:
     typed = config.from_run_config(run_config)
     node = client_app.identify(deployed(run_config, pictures, tmp_path, rank=5), typed)
-    assert (node.client, node.rank, node.private.path) == ("anna", 5, (tmp_path / "own" / "anna").resolve())
+    assert (node.client, node.place.rank, node.private.path) == ("anna", 5, (tmp_path / "own" / "anna").resolve())
     assert {example.path.parent.name for example in node.examples} == {"quillwork"} and len(node.examples) == 6
-    assert client_app.identify(deployed(run_config, pictures, tmp_path), typed).rank == 2
+    assert client_app.identify(deployed(run_config, pictures, tmp_path), typed).place.rank == 2
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,49 @@ def test_nothing_private_leaves_a_node(run_config: dict, pictures: Path, tmp_pat
         assert set(reply.content["about"]) == {"client-id", "base-sha"}
 
 
+def test_the_client_embedding_never_leaves_its_node(run_config: dict, pictures: Path, tmp_path: Path) -> None:
+    node = deployed(run_config | {"method.name": "spire"}, pictures, tmp_path, rank=3)
+    reply, grid = order(node)
+    arrays, about = client_app.identify(node, config.from_run_config(node.run_config)).private.load("own") or ({}, {})
+    v = arrays["after.v"]
+    assert about["round"] == 1 and v.any()
+    travelled = sent(grid)
+    shared = wire.parse_update(reply)
+    assert next(iter(shared.lora.values())).B.tobytes() in travelled  # this does leave, so the search can find
+    for form in (v, v.astype(np.float16), v.astype(np.float64)):
+        for part in (form, form[:4], form[-4:]):
+            assert part.tobytes() not in travelled
+    assert set(reply.content) == {"lora", "style", "metrics", "about"}
+
+
+def test_a_round_that_is_asked_for_again_begins_where_it_began(run_config: dict) -> None:
+    """The server may stop before a round is complete; the same round must give the same result."""
+    node = simulated(run_config | {"method.name": "spire", "run.folder": "/runs/a"})
+    for server_round in (1, 2):
+        first = wire.parse_update(order(node, server_round=server_round)[0])
+        again = wire.parse_update(order(node, server_round=server_round)[0])
+        for layer in first.lora:
+            np.testing.assert_array_equal(first.lora[layer].B, again.lora[layer].B)
+    private = client_app.identify(node, config.from_run_config(node.run_config)).private
+    assert client_app.kept_before(private, "/runs/a", 3).keys() == {"v"}
+    np.testing.assert_array_equal(
+        client_app.kept_before(private, "/runs/a", 5)["v"], client_app.kept_before(private, "/runs/a", 3)["v"]
+    )
+    assert client_app.kept_before(private, "/runs/b", 3) == client_app.kept_before(private, "/runs/a", 1) == {}
+
+
+def test_soda_sends_arrays_and_the_hash_of_its_directions(run_config: dict) -> None:
+    node = simulated(run_config | {"method.name": "soda", "lora.text-encoder": False})
+    first = wire.parse_update(order(node)[0])
+    assert first.lora == {} and len(first.directions) == 64 and first.rank == 3
+    assert wire.parse_profile(query(node)[0]).rank == 1
+    second = wire.parse_update(order(node, arrays=first.arrays)[0])
+    assert first.arrays.keys() == second.arrays.keys()
+    assert any(not np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
+    reply, _ = order(node, arrays={"unet.nothing.shift": np.ones(3, np.float32)})
+    assert "is it for this base?" in reply.error.reason or "which this base does not have" in reply.error.reason
+
+
 def test_error_about_a_deployed_nodes_pictures_stays_there(
     run_config: dict, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,11 +320,10 @@ def test_settings_are_those_of_the_run_config(run_config: dict) -> None:
         "train.steps": 9, "train.batch-size": 5, "train.lr": 0.5, "train.text-lr": 0.25, "train.min-snr-gamma": 4.0,
         "train.precision": "bfloat16", "train.caption-dropout": 0.75, "lora.text-encoder": False,
     }  # fmt: skip
-    wanted = client_app.lora.Settings(
-        steps=9, batch_size=5, lr=0.5, text_lr=0.25, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75,
-        text_encoder=False,
-    )  # fmt: skip
-    assert client_app.settings(config.from_run_config(changed)) == wanted
+    node = client_app.identify(simulated(changed), config.from_run_config(changed))
+    descent = Descent(steps=9, batch_size=5, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75)
+    wanted = lora.Settings(descent, lr=0.5, text_lr=0.25, text_encoder=False, rank=3)
+    assert node.method.settings(node.place) == wanted
 
 
 def test_unknown_setting_is_refused_before_anything_is_loaded(run_config: dict) -> None:

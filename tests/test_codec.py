@@ -26,7 +26,7 @@ def test_an_array_comes_back_as_float32(encoding):
 
 
 def test_an_encoding_that_is_not_allowed_is_refused():
-    with pytest.raises(ValueError, match=r"x has header .*; it must be a float32 or float16 array of 1 or 2 axes"):
+    with pytest.raises(ValueError, match=r"x has header .*; it must be a float32 or float16 array of 1 to 4 axes"):
         decode("x", encode(np.ones((2, 2)), "int8"), 2, ("float32", "float16"))
     with pytest.raises(ValueError, match="it must be a int8 array"):
         decode("x", encode(np.ones((2, 2)), "float32"), 2, ("int8",))

@@ -127,7 +127,7 @@ RANKS = "whole numbers of at least 1, separated by commas"
         ("data.template", "a picture", 'a text that holds "{label}"'),
         ("data.partition", "by-class", "one of by-style, unequal, dirichlet"),
         ("data.concentration", 0.0, "between 0.001 and 1e+06"),
-        ("method.name", "dreambooth", "one of lora"),
+        ("method.name", "dreambooth", "one of lora, spire, soda"),
         ("lora.ranks", "0", RANKS),
         ("lora.ranks", "4,0,8", RANKS),
         ("lora.ranks", "-4", RANKS),
@@ -199,3 +199,25 @@ def test_settings_that_go_together_are_taken() -> None:
     assert changed(cluster__threshold=0.3, cluster__method="agglomerative").cluster.threshold == 0.3
     assert changed(strategy__participation="inverse-rate").strategy.participation == "inverse-rate"
     assert changed(run__availability="c1=0.1, c3=0.5").run.availability == "c1=0.1, c3=0.5"
+
+
+@pytest.mark.parametrize("method", [{"method__name": "soda"}, {"method__name": "spire", "spire__backbone": "full"}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"strategy__name": "geometric-median"}, {"strategy__inside": "trimmed-mean"}, {"strategy__stack_cap": 64},
+        {"strategy__detect": True}, {"strategy__across": "fedit"},
+    ],
+)  # fmt: skip
+def test_what_works_on_factors_is_refused_where_there_are_none(method: dict, other: dict) -> None:
+    (key,) = other
+    with pytest.raises(ValueError, match=re.escape(key.replace("__", ".").replace("_", "-"))) as refused:
+        changed(**method, **other)
+    assert "works on LoRA factors alone, and method.name" in str(refused.value)
+    changed(method__name="spire", **other)  # whose backbone is factors
+
+
+def test_what_is_shared_follows_from_the_method() -> None:
+    assert changed().shares_factors and changed(method__name="spire").shares_factors
+    assert not changed(method__name="soda").shares_factors
+    assert not changed(method__name="spire", spire__backbone="full").shares_factors

@@ -99,6 +99,22 @@ def test_metrics_are_rows_under_one_header(run):
         run.append_metrics({"round": 3, "kid": 1.0})
 
 
+def test_arrays_lie_beside_the_adapters(run):
+    sent = {
+        "mix": {"unet.q.shift": np.arange(3, dtype=np.float32)},
+        "cluster-0": {"w": np.ones((1, 2, 1, 1), np.float32)},
+    }
+    folder = run.save_round({"round": 1}, {"mix": {}}, sent)
+    assert (folder / "arrays" / "cluster-0.safetensors").is_file()
+    assert run.load_round(1)[1] == {"mix": {}}
+    back = run.load_arrays(1)
+    assert back.keys() == sent.keys()
+    np.testing.assert_array_equal(back["mix"]["unet.q.shift"], sent["mix"]["unet.q.shift"])
+    assert back["cluster-0"]["w"].shape == (1, 2, 1, 1)
+    run.save_round({"round": 2}, {})
+    assert run.load_arrays(2) == {}
+
+
 def test_a_resumed_run_writes_the_metrics_of_an_unfinished_round_again(run):
     run.save_round({"round": 1}, {})
     for server_round, client in ((1, "c0"), (1, "c,1"), (2, "c0")):

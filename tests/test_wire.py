@@ -7,6 +7,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsd import records
 from fedsd.lowrank import Factor
 from fedsd.wire import (
     Order,
@@ -133,9 +134,10 @@ def raw(data: bytes, stype: str = "numpy.ndarray") -> Array:
         (raw(header("(2, 3)") + b"\0" * 23), r"24 bytes, but carries 23"),
         (raw(header("(2, 3)") + b"\0" * 25), r"24 bytes, but carries 25"),
         (raw(header("(6,)") + b"\0" * 24), "must have 2 axes"),
-        (raw(header("(2, 3)", "<f8") + b"\0" * 48), "it must be a float32 or float16 array of 1 or 2 axes"),
+        (raw(header("(2, 3)", "<f8") + b"\0" * 48), "it must be a float32 or float16 array of 1 to 4 axes"),
         (raw(header("(2, 3)", "|O") + b"\0" * 24), "float32 or float16"),
-        (raw(header("(1, 2, 3)") + b"\0" * 24), "float32 or float16"),
+        (raw(header("(1, 2, 3)") + b"\0" * 24), "must have 2 axes"),
+        (raw(header("(1, 1, 1, 2, 3)") + b"\0" * 24), "float32 or float16"),
         (raw(header("(-2, 3)") + b"\0" * 24), "float32 or float16"),
         (raw(header("(2, 3)", order="__import__('os')") + b"\0" * 24), "float32 or float16"),
         (raw(b"\x93NUMPY\x03\x00" + b"\0" * 200), r"is not an array in npy format, version 1\.0"),
@@ -239,6 +241,58 @@ def test_a_malformed_reply_is_named(spoil, message):
     spoil(reply.content)
     with pytest.raises(ValueError, match=message):
         parse_update(reply)
+
+
+def arrays() -> dict[str, np.ndarray]:
+    shapes = {"unet.q.shift": (5,), "unet.conv.weight": (2, 3, 1, 4)}
+    return {name: np.random.default_rng(1).standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_named_arrays_arrive_as_they_were_sent_both_ways():
+    sent = replace(order(), arrays=arrays())
+    message = order_message(sent, 9, encoding="float16")  # the encoding is that of factors
+    reply = update_reply(replace(update(), lora={}, arrays=arrays(), directions="ab12"), message, encoding="int8")
+    arrived, answered = parse_order(message), parse_update(reply)
+    assert answered.directions == "ab12" and answered.lora == {}
+    assert answered.bytes > 4 * (5 + 24)
+    for found in (arrived.arrays, answered.arrays):
+        assert list(found) == sorted(arrays())
+        for name, values in arrays().items():
+            np.testing.assert_array_equal(found[name], values)
+            assert found[name].dtype == np.float32 and found[name].shape == values.shape
+    assert parse_order(order_message(order(), 9)).arrays == {}
+    assert parse_update(train_reply()).directions == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (replace_record("arrays", MetricRecord()), "record arrays is MetricRecord instead of ArrayRecord"),
+        (change("arrays", "../x", Array(np.ones(2, np.float32))), r"arrays key '\.\./x' is no name"),
+        (
+            change("arrays", "x", Array(np.ones(2, np.float16))),
+            "x has header .* must be a float32 array of 1 to 4 axes",
+        ),
+        (change("arrays", "x", Array(np.ones(2, np.int64))), "x has header"),
+        (change("arrays", "x", Array(np.ones((1,) * 5, np.float32))), "x has header"),
+        (change("about", "directions", "no hash"), "directions 'no hash' of c1 is not a hash"),
+        (change("about", "directions", 7), "directions '7' of c1 is not a hash"),
+    ],
+)
+def test_malformed_arrays_are_named(spoil, message):
+    reply = update_reply(replace(update(), arrays=arrays(), directions="ab12"), order_message(order(), 9))
+    spoil(reply.content)
+    with pytest.raises(ValueError, match=message):
+        parse_update(reply)
+
+
+def test_too_many_arrays_are_refused_unread(monkeypatch):
+    reply = update_reply(replace(update(), arrays=arrays()), order_message(order(), 9))
+    for limit, value in (("MAX_ARRAYS", 1), ("MAX_NUMBERS", 28)):
+        with monkeypatch.context() as patched:
+            patched.setattr(records, limit, value)
+            with pytest.raises(ValueError, match=r"2 arrays of .* numbers; at most"):
+                parse_update(reply)
 
 
 def test_a_reply_without_content_and_a_malformed_order_are_named():

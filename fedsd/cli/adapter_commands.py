@@ -36,6 +36,28 @@ def neutralize(
     print(json.dumps(result) if as_json else table(result))
 
 
+def adapt(
+    folder: Folder,
+    data: Annotated[Path, typer.Option(help="Folder of the client's pictures.")],
+    client: Annotated[str, typer.Option(help="Its name; its embedding is kept in its private folder.")] = "newcomer",
+    adapter: Annotated[str, typer.Option(help="cluster-0, mix, …; default what its style is nearest to.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of its model; default <run>/adapted/<client>.")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Default train.steps.")] = 0,
+    lr: Annotated[float, typer.Option(min=0, help="Default spire.embedding-lr.")] = 0.0,
+    private_dir: Annotated[str, typer.Option(help="Where nodes keep their private folders.")] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a new client's embedding, and nothing else, to the latest round of a SPIRE run."""
+    from fedsd.cli.adapt import Newcomer, adapt_run, line_of
+    from fedsd.client_app import private_root
+
+    where = (out or folder / "adapted" / client).absolute()
+    wish = Newcomer(client, data.expanduser().absolute(), where, adapter, steps, lr, seed)
+    result = adapt_run(folder.absolute(), wish, private_root(private_dir))
+    print(json.dumps(result) if as_json else line_of(result))
+
+
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsd.base import load
 from fedsd.base.load import Base, Clip
+from fedsd.base.training import Shared
 from fedsd.cli import sampling
 from fedsd.cli.report import write_report
 from fedsd.cli.sampling import Finished
@@ -34,6 +35,7 @@ from fedsd.store import write_file
 from fedsd.strategies.rules import RULES
 
 METHODS = ("base", "fedavg", "fedgeomed", "flora", "cluster", "mix", "neutral")
+FORMED = ("fedgeomed", "flora")  # of the clients' factors, which the folder keeps
 SUBSETS = 50
 
 
@@ -58,7 +60,8 @@ def evaluate(
         raise ValueError(
             f"the clients of {folder} held folders of their own, which this machine does not see; evaluate on a node"
         )
-    chosen = tuple(methods) or (*METHODS, *against)
+    mixed = not run.config.shares_factors
+    chosen = tuple(methods) or (*(name for name in METHODS if not (mixed and name in FORMED)), *against)
     if unknown := sorted(set(chosen) - {*METHODS, *against}):
         raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join((*METHODS, *against))}")
     base, clip = load.load(run.config.base.name), load.load_clip()
@@ -70,8 +73,8 @@ def evaluate(
         prompts = prompts_of(run, style, pictures)
         for method in chosen:
             source, kind = (others[method], "cluster") if method in others else (run, method)
-            lora = adapter_of(source, kind, style)
-            made = draw(base, lora, prompts, folder / "evaluation" / method / style)
+            with sampling.carried(source, base, shared_of(source, kind, style)):
+                made = draw(base, prompts, folder / "evaluation" / method / style)
             scores[method][style] = _scores(real, made, prompts, net, clip)
     result = {"n": pictures, "extractor": net_name, "round": run.state["round"], "where": where, "scores": scores}
     write_file(folder / "evaluation.json", json.dumps(result, indent=1).encode())
@@ -95,6 +98,18 @@ def adapter_of(run: Finished, method: str, style: str) -> LoRA:
     if method in ("mix", "neutral", "fedavg") and not (method == "fedavg" and "fedavg" not in run.loras):
         return run.loras[method]
     return _formed(run, method)
+
+
+def shared_of(run: Finished, method: str, style: str) -> Shared:
+    """Return what `method` would use for `style`, whatever the clients share; ValueError where it needs factors."""
+    if run.config.shares_factors or method == "base":
+        name = run.cluster_of_style(style) if method == "cluster" else method
+        return Shared(adapter_of(run, method, style), run.arrays.get(name, {}))
+    if method in FORMED:
+        raise ValueError(
+            f"{method} combines the clients' LoRA factors, and {run.config.method.name!r} has none; leave it out"
+        )
+    return run.shared(run.cluster_of_style(style) if method == "cluster" else method)
 
 
 def _formed(run: Finished, method: str) -> LoRA:
@@ -124,9 +139,9 @@ def _bytes(unit: np.ndarray) -> Tensor:
     return torch.from_numpy(((unit + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
 
 
-def draw(base: Base, lora: LoRA, prompts: list[str], folder: Path) -> Tensor:
-    """Draw the prompts, keep the pictures in `folder`, and return them as uint8 (N, 3, H, W)."""
-    made = sampling.sample(base, lora, prompts)
+def draw(base: Base, prompts: list[str], folder: Path) -> Tensor:
+    """Draw the prompts by the base as it computes now, keep the pictures, and return them as uint8 (N, 3, H, W)."""
+    made = sampling.pictures(base, prompts)
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(made):
         Image.fromarray(picture).save(folder / f"{i:03d}.png")

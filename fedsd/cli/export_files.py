@@ -18,9 +18,11 @@ from fedsd.base import adapters, denoise, load
 from fedsd.base.load import Base
 from fedsd.cli.comfy import Start, make_latent
 from fedsd.cli.export_card import export_card
+from fedsd.cli.export_models import export_models
 from fedsd.cli.grids import parameters_text
 from fedsd.cli.model_spec import About, header, model_name
-from fedsd.cli.run_config import read_config
+from fedsd.cli.run_config import read_config, require_factors
+from fedsd.cli.sampling import finished
 from fedsd.export import embedding, for_diffusers, for_kohya
 from fedsd.hybrid.neutral import NAME, load_neutral
 from fedsd.lowrank import LoRA
@@ -94,6 +96,12 @@ def export_run(folder: Path, out: Path, wanted: Wanted, private_root: Path) -> l
     word = held_in(wanted.trigger, registered_below(private_root))
     if word is not None:
         raise ValueError(f"--trigger holds the private word {word!r}, and exported files are made to be given away")
+    if not read_config(folder).shares_factors:
+        if wanted.to != "diffusers" or wanted.client or wanted.start:
+            require_factors(
+                folder, f"--to {wanted.to} with tokens or latents" if wanted.client else f"--to {wanted.to}"
+            )
+        return export_models(finished(folder), out, wanted.adapters)
     state, loras = _chosen(run, wanted.adapters)
     tokens = _tokens(private_root, wanted.client) if wanted.client else {}
     base = load.load(read_config(folder).base.name)

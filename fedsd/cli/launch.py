@@ -58,23 +58,27 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     config = configuration.from_run_config(flat)
     from fedsd.base import adapters, load
     from fedsd.cli.sampling import holdings
+    from fedsd.client_app import CACHE, private_root
+    from fedsd.methods.table import METHODS, Place
 
     base = load.load(config.base.name)
-    for rank in {config.lora.rank_of(i) for i in range(clients)}:
+    ranks = [config.lora.rank_of(i) for i in range(clients)] if config.shares_factors else [1]
+    for rank in set(ranks):
         adapters.check_rank(base, rank, config.lora.text_encoder, config.lora.convolutions)
     machine = Machine(os.cpu_count() or 1, _gpus(), clients, int(os.environ.get("OMP_NUM_THREADS", "1")))
     held = holdings(config, [f"c{i}" for i in range(clients)])
     styles = Counter(example.style for mine in held.values() for example in mine)
-    shapes = adapters.target_shapes(base, config.lora.text_encoder, config.lora.convolutions)
-    size = sum(sum(shape) for shape in shapes.values())
-    ranks = [config.lora.rank_of(i) for i in range(clients)]
+    method = METHODS[config.method.name]
+    places = [Place(config, rank, private_root(config.node.private_dir) / CACHE) for rank in ranks]
+    size = float(np.mean([method.numbers(base, place) for place in places]))
+    what = f"{config.method.name} ranks {','.join(map(str, ranks))}" if config.shares_factors else config.method.name
     counts = "  ".join(f"{style} {count}" for style, count in sorted(styles.items()))
-    version, upload = metadata.version("fedsd"), 4 * size * np.mean(ranks) / 1e6
+    version, upload = metadata.version("fedsd"), 4 * size / 1e6
     show(f"fedsd {version}  base {config.base.name}  cpus {machine.cpus}  gpus {machine.gpus}  run {config.run.folder}")
     show(f"data   {clients} clients  {counts}  ({config.data.root or 'drawn by fedsd'}, {config.data.partition})")
     show(
         f"plan   {config.run.rounds} rounds x {config.train.steps} steps of {config.train.batch_size}  "
-        f"{config.strategy.name}  lora ranks {','.join(map(str, ranks))}  upload {upload:.2f} MB per client"
+        f"{config.strategy.name}  {what}  upload {upload:.2f} MB per client"
     )
     return Plan(machine, config, dict(styles))
 
@@ -100,7 +104,9 @@ def go(flat: Mapping[str, configuration.Value], what: Plan, *, port: int | None,
     if page:
         show(f"files  {page}")
     if completed:
-        show(f'next   fedsd evaluate {folder} | fedsd generate "a house" --lora {folder}/loras/cluster-0')
+        loras = f'fedsd generate "a house" --lora {folder}/loras/cluster-0'
+        use = loras if what.config.shares_factors else f"fedsd export {folder} --to diffusers"
+        show(f"next   fedsd evaluate {folder} | {use}")
     return Outcome(
         str(folder), completed, progress.rounds, progress.failures, progress.messages, progress.reason, str(page)
     )
@@ -134,10 +140,13 @@ def draw_grids(folder: Path, show: Show) -> None:
     base = load.load(run.config.base.name)
     about = {"Steps": sampling.STEPS, "CFG scale": sampling.GUIDANCE, "Sampler": "DDIM", "Model": run.config.base.name}
     text = grids.parameters_text(" | ".join(prompts), about)
-    untouched = list(sampling.sample(base, {}, prompts))
+    untouched = list(sampling.pictures(base, prompts))
     for number in missing:
         (_, _), *adapted = sampling.rows(sampling.finished(folder, number))
-        drawn = [("base", untouched), *((label, list(sampling.sample(base, lora, prompts))) for label, lora in adapted)]
+        drawn = [("base", untouched)]
+        for label, shared in adapted:
+            with sampling.carried(run, base, shared):
+                drawn.append((label, list(sampling.pictures(base, prompts))))
         grids.save_grid(grids.grid(drawn, sampling.titles(run, prompts)), folder / "grids" / f"r{number:02d}.png", text)
         show(f"grid   r{number:02d}.png")
     grids.timeline(folder / "grids")

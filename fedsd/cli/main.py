@@ -22,6 +22,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Folders of pictures.")
 app.add_typer(data_app, name="data")
 app.command()(adapter_commands.neutralize)
 app.command()(adapter_commands.export)
+app.command()(adapter_commands.adapt)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Argument(help="Run folder, as printed by `fedsd run`.")]

@@ -11,7 +11,7 @@ import torch
 from fedsd.base import adapters, denoise, load
 from fedsd.base.load import Base
 from fedsd.cli.grids import grid, parameters_text, save_grid
-from fedsd.cli.run_config import read_config
+from fedsd.cli.run_config import read_config, require_factors
 from fedsd.hybrid.neutral import NAME, save_neutralised
 from fedsd.hybrid.neutralize import Losses, Neutralised, Teaching, neutralise
 from fedsd.lowrank import LoRA
@@ -43,6 +43,7 @@ def neutralise_run(folder: Path, teaching: Teaching, show: Callable[[str], None]
     Returns paths, losses and picture errors as JSON values. Raises ValueError when there is no round, when adapters do
     not fit the base, or when the loss did not fall: then nothing is written.
     """
+    require_factors(folder, "fedsd neutralize")
     run, base = RunFolder(folder), load.load(read_config(folder).base.name)
     server_round, lora_neu, clusters, w = inputs_of(run)
     found = neutralise(base, lora_neu, clusters, w, teaching, show)

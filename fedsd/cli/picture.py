@@ -123,7 +123,8 @@ def _model(picture: Picture) -> Base:
     if picture.lora is not None:
         if not (picture.lora / "pytorch_lora_weights.safetensors").exists():
             raise ValueError(
-                f"{picture.lora} holds no pytorch_lora_weights.safetensors; give a folder under <run>/loras"
+                f"{picture.lora} holds no pytorch_lora_weights.safetensors; give a folder under <run>/loras. A run "
+                "that shares other than LoRA factors has none: give a model of fedsd export --to diffusers as --base"
             )
         pipe = model.pipeline()
         pipe.load_lora_weights(picture.lora, adapter_name="personal")

@@ -23,7 +23,9 @@ def draw_plots(folder: RunFolder) -> list[Path]:
     latest = folder.latest_round()
     if latest is not None:
         state, adapters = folder.load_round(latest)
-        files += [plot_energy(plots, state, adapters), plot_clusters(plots, state), plot_ranks_beta(plots, state)]
+        if adapters["mix"]:  # energy is that of factors
+            files.append(plot_energy(plots, state, adapters))
+        files += [plot_clusters(plots, state), plot_ranks_beta(plots, state)]
     if history.trained:
         files += [plot_loss(plots, history), plot_traffic(plots, history)]
     return files

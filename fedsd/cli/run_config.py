@@ -18,3 +18,13 @@ def read_config(folder: Path) -> configuration.Config:
             f"{folder} holds no run.toml, so it is no run folder; give the folder that `fedsd run` named"
         ) from None
     return configuration.from_run_config(configuration.defaults() | flat)
+
+
+def require_factors(folder: Path, what: str) -> None:
+    """Raise ValueError unless the run's adapters are LoRA factors, which `what` works on."""
+    config = read_config(folder)
+    if not config.shares_factors:
+        raise ValueError(
+            f"{what} works on LoRA factors, and {folder} trained method.name = {config.method.name!r}, which shares "
+            f"other numbers; write its whole models with: fedsd export {folder} --to diffusers"
+        )

@@ -3,7 +3,8 @@
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +12,36 @@ import numpy as np
 from fedsd import config as configuration
 from fedsd.base import adapters, denoise
 from fedsd.base.load import Base
+from fedsd.base.training import Shared
 from fedsd.cli.run_config import read_config
-from fedsd.client_app import private_root
+from fedsd.client_app import CACHE, private_root
 from fedsd.data import shares
 from fedsd.data.example import Example
 from fedsd.data.partition import partition
 from fedsd.lowrank import LoRA
-from fedsd.store import RunFolder
+from fedsd.methods.table import METHODS, Place
+from fedsd.store import Arrays, RunFolder
 
 STEPS, GUIDANCE = 20, 1.5  # small models want weak guidance
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run's last complete round, and what its clients hold: `examples` of each client, known in simulation only."""
+    """A run's last complete round, and what its clients hold: `examples` of each client, known in simulation only.
+
+    loras, arrays: by name, see `strategies.round.to_state`.
+    """
 
     folder: RunFolder
     config: configuration.Config
     state: Mapping[str, object]
     loras: Mapping[str, LoRA]
     examples: Mapping[str, tuple[Example, ...]]
+    arrays: Mapping[str, Arrays] = field(default_factory=dict)
+
+    def shared(self, name: str) -> Shared:
+        """What clients share under a name: cluster-0, mix, …"""
+        return Shared(self.loras[name], self.arrays.get(name, {}))
 
     @property
     def style_of(self) -> dict[str, str]:
@@ -67,7 +78,8 @@ def finished(path: Path, server_round: int | None = None) -> Finished:
     if number is None:
         raise ValueError(f"{path} has no complete round yet; wait for the first one (fedsd watch {path})")
     state, loras = folder.load_round(number)
-    return Finished(folder, config, state, loras, holdings(config, list(state["clients"])))
+    held = holdings(config, list(state["clients"]))
+    return Finished(folder, config, state, loras, held, folder.load_arrays(number))
 
 
 def holdings(config: configuration.Config, clients: Sequence[str]) -> dict[str, tuple[Example, ...]]:
@@ -90,9 +102,22 @@ def sample(
     base: Base, lora: LoRA, prompts: Sequence[str], *, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> np.ndarray:
     """Return uint8 pictures (N, H, W, 3) of `prompts` with `lora` on the base."""
-    seeds = [seed_of(prompt, i) for i, prompt in enumerate(prompts)]
     with adapters.adapted(base, lora):
-        return denoise.generate(base, list(prompts), seeds, steps=steps, guidance=guidance)
+        return pictures(base, prompts, steps=steps, guidance=guidance)
+
+
+def pictures(base: Base, prompts: Sequence[str], *, steps: int = STEPS, guidance: float = GUIDANCE) -> np.ndarray:
+    """Return uint8 pictures (N, H, W, 3) of `prompts` by the base as it computes now."""
+    seeds = [seed_of(prompt, i) for i, prompt in enumerate(prompts)]
+    return denoise.generate(base, list(prompts), seeds, steps=steps, guidance=guidance)
+
+
+def carried(run: Finished, base: Base, shared: Shared) -> AbstractContextManager[None]:
+    """Within the block the base is a model of the run: with what clients share, without what each keeps to itself."""
+    place = Place(run.config, 1, private_root(run.config.node.private_dir) / CACHE)
+    if not shared.lora and not shared.arrays:
+        return nullcontext()
+    return METHODS[run.config.method.name].carried(base, shared, place)
 
 
 def grid_prompts(run: Finished, columns: int) -> list[str]:
@@ -110,10 +135,11 @@ def titles(run: Finished, prompts: Sequence[str]) -> list[str]:
     return [labels.get(prompt) or prompt for prompt in prompts]
 
 
-def rows(run: Finished) -> list[tuple[str, LoRA]]:
+def rows(run: Finished) -> list[tuple[str, Shared]]:
     """Return the rows of a sample grid: base, FedAvg, then one per style, or per cluster where styles are not known."""
     styles = sorted(set(run.style_of.values()))
     named = [(style, run.cluster_of_style(style)) for style in styles]
     if not named:
         named = [(name, name) for name in sorted(run.loras) if name.startswith("cluster-")]
-    return [("base", {}), ("FedAvg", run.loras["fedavg"])] + [(label, run.loras[name]) for label, name in named]
+    models = [("FedAvg", run.shared("fedavg")), *((label, run.shared(name)) for label, name in named)]
+    return [("base", Shared()), *models]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsd.base import load
-from fedsd.cli.run_config import read_config
+from fedsd.cli.run_config import read_config, require_factors
 from fedsd.hybrid.admission import Limits
 from fedsd.hybrid.credentials import read_credentials
 from fedsd.hybrid.engine import LocalEngine
@@ -40,6 +40,7 @@ def serve(
         raise ValueError(
             f"{address.host} can be reached by others: give --credentials FILE, with one credential a line"
         )
+    require_factors(folder, "fedsd serve")
     base_name = read_config(folder).base.name
     admitted = read_credentials(credentials) if credentials else ()
     if machinery.engine == "ray":

@@ -39,9 +39,9 @@ _MAPS = ("embedding.W1", "embedding.W2")
 class Settings:
     """lr, text_lr, embedding_lr: AdamW rates of the backbone, of the text encoder's factors and of the embedding.
 
-    rank: of the factors. drop: share of samples without v_i, [0, 1). form: "bias" trains v_i itself, "projected" e_i
-    of `size` numbers. backbone: "lora" trains factors, of the text encoder too if `text_encoder`; "full" trains all
-    weights of the U-Net.
+    rank, convolutions: of the factors. drop: share of samples without v_i, [0, 1). form: "bias" trains v_i itself,
+    "projected" e_i of `size` numbers. backbone: "lora" trains factors, of the text encoder too if `text_encoder`;
+    "full" trains all weights of the U-Net.
     """
 
     descent: Descent
@@ -54,6 +54,7 @@ class Settings:
     form: str = "bias"
     size: int = 64
     backbone: str = "lora"
+    convolutions: bool = False
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -240,9 +241,11 @@ def _trainable(
         with _whole(base, start) as (parameters, changes):
             yield [{"params": parameters, "lr": settings.lr, "setting": "train.lr"}], lambda: Shared(arrays=changes())
         return
-    with adapters.trainable(base, start.lora, settings.rank, seed, settings.text_encoder) as factors:
+    text_encoder = settings.text_encoder
+    training = adapters.trainable(base, start.lora, settings.rank, seed, text_encoder, settings.convolutions)
+    with training as factors:
         groups: list[dict[str, Any]] = [{"params": factors["unet"], "lr": settings.lr, "setting": "train.lr"}]
-        if settings.text_encoder:
+        if text_encoder:
             groups.append({"params": factors["text_encoder"], "lr": settings.text_lr, "setting": "train.text-lr"})
         yield groups, lambda: Shared(adapters.current(base))
 

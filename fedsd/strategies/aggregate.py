@@ -7,20 +7,28 @@ Notation: ΔΘ_i update.lora, ΔΘ_c loras[k], ΔΘ_g,mix lora_mix, ΔΘ_g,neu l
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from fedsd.lowrank import Array, LoRA, lora_norm, stack_loras
 from fedsd.strategies.clustering import Clusters, Known, centroids, cluster, stable_ids
-from fedsd.strategies.inter import mix, mix_weights, neutral, normalised_trace, style_distance
+from fedsd.strategies.inter import mix, mix_weights, neutral, strength, style_distance
 from fedsd.strategies.intra import median_rank
-from fedsd.strategies.participation import PARTICIPATION, still_there, took_part, weigh, weight_of_absent
+from fedsd.strategies.participation import (
+    PARTICIPATION,
+    adapter_before,
+    arrays_before,
+    still_there,
+    took_part,
+    weigh,
+    weight_of_absent,
+)
 from fedsd.strategies.round import Client, Cluster, Round
 from fedsd.strategies.rules import RULES, Rule
-from fedsd.strategies.rules.flexlora import flexlora
 from fedsd.strategies.rules.hetlora import zero_padding
+from fedsd.strategies.tangent_mean import Arrays, arrays_norm, tangent_mean, tangent_sum
 from fedsd.wire import Update
 
 NO_CLUSTER = -1
@@ -113,7 +121,8 @@ class Groups:
 @dataclass(frozen=True)
 class Combined:
     """A round after step 2. clients: all that are known; loras: (K,) adapter of each group; lora_fedavg: factor mean of
-    everybody; present: names of those who took part, sorted; updates: their adapters, where they are kept.
+    everybody; present: names of those who took part, sorted; updates: their adapters, where they are kept; arrays:
+    (K,) what each group shares besides, none without it; arrays_fedavg: mean of everybody's; directions: see `Round`.
     """
 
     clients: Mapping[str, Client]
@@ -122,6 +131,9 @@ class Combined:
     lora_fedavg: LoRA
     present: tuple[str, ...]
     updates: Mapping[str, LoRA]
+    arrays: Sequence[Arrays] = ()
+    arrays_fedavg: Arrays = field(default_factory=dict)
+    directions: str = ""
 
 
 def aggregate_round(updates: Sequence[Update], previous: Round | None, settings: Settings, server_round: int) -> Round:
@@ -136,15 +148,19 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
     # Step 1: dynamic clustering by style (l.7-8)
     groups = group(clients, settings)
     # Step 2: intra-cluster aggregation (l.9-12)
-    loras = [_adapter(members, present, previous, settings) for members in groups.members]
+    found = [_shared(members, present, previous, settings) for members in groups.members]
+    n = [update.n for update in present.values()]
     return complete(
         Combined(
             clients,
             groups,
-            loras,
-            zero_padding([update.lora for update in present.values()], [u.n for u in present.values()]).lora,
+            [lora for lora, _ in found],
+            zero_padding([update.lora for update in present.values()], n).lora,
             tuple(present),
             {name: update.lora for name, update in present.items()},
+            [arrays for _, arrays in found],
+            tangent_mean([update.arrays for update in present.values()], n),
+            next(iter(present.values())).directions,
         ),
         previous,
         settings,
@@ -164,21 +180,23 @@ def clients_after(
 def complete(combined: Combined, previous: Round | None, settings: Settings, server_round: int) -> Round:
     """Step 3, inter-cluster aggregation (l.13-19), and everything the server knows after the round."""
     clients, members, loras = combined.clients, combined.groups.members, combined.loras
-    z_k = combined.groups.z_k
-    d, tau = style_distance(z_k), np.array([normalised_trace(lora_k) for lora_k in loras])
+    z_k, arrays = combined.groups.z_k, combined.arrays or [{}] * len(loras)
+    d, tau = style_distance(z_k), np.array([strength(*both) for both in zip(loras, arrays, strict=True)])
     beta = mix_weights(d, tau, settings.alpha, settings.formula)
     across = RULES[settings.across].combine
     lora_mix, _ = mix(loras, beta.tolist(), settings.rank_cap, across)
     lora_neu, discarded = neutral(loras, settings.rank_cap, across)
+    arrays_mix, arrays_neu = tangent_sum(arrays, beta.tolist()), tangent_mean(arrays, [1] * len(arrays))
 
     ids, next_id = _ids(z_k, members, previous)
     of_client = {name: ids[k] for k, group in enumerate(members) for name in group}
     clients = {name: replace(clients[name], cluster=of_client[name]) for name in sorted(of_client)}
     clusters = {}
     for k in np.argsort(ids).tolist():
-        names, rank = tuple(sorted(members[k])), max(factor.rank for factor in loras[k].values())
+        names, rank = tuple(sorted(members[k])), max((factor.rank for factor in loras[k].values()), default=0)
         n = sum(clients[name].n for name in names)
-        clusters[ids[k]] = Cluster(names, n, rank, z_k[k], float(beta[k]), float(d[k]), float(tau[k]), loras[k])
+        weighed = float(beta[k]), float(d[k]), float(tau[k])
+        clusters[ids[k]] = Cluster(names, n, rank, z_k[k], *weighed, loras[k], arrays[k])
     return Round(
         server_round=server_round,
         clusters=clusters,
@@ -190,8 +208,10 @@ def complete(combined: Combined, previous: Round | None, settings: Settings, ser
         lora_fedavg=combined.lora_fedavg,
         silhouette=combined.groups.silhouette,
         neutral_discarded=discarded,
-        change=_relative_change(lora_mix, previous),
+        change=_relative_change(lora_mix, arrays_mix, previous),
         next_id=next_id,
+        arrays={"mix": arrays_mix, "neutral": arrays_neu, "fedavg": combined.arrays_fedavg},
+        directions=combined.directions,
     )
 
 
@@ -231,20 +251,23 @@ def _ids(z_k: Array, members: Sequence[AbstractSet[str]], previous: Round | None
     return ids, max([previous.next_id - 1, *ids]) + 1
 
 
-def _adapter(
+def _shared(
     members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, settings: Settings
-) -> LoRA:
-    """ΔΘ_c from the members that took part (l.11), see `participation`; else from the clusters that they were in."""
+) -> tuple[LoRA, Arrays]:
+    """ΔΘ_c and arrays from the members that took part (l.11), see `participation`; else from the clusters that they
+    were in.
+    """
     taking_part = [present[name] for name in sorted(members) if name in present]
     if not taking_part:
-        return adapter_before(members, previous)
+        return adapter_before(members, previous), arrays_before(members, previous)
     rank = median_rank([update.rank for update in taking_part])
-    loras = [update.lora for update in taking_part]
+    loras, arrays = [update.lora for update in taking_part], [update.arrays for update in taking_part]
     weights = [weight_in(previous, update, settings) for update in taking_part]
     absent = members - present.keys()
     if (weight := weight_of_absent(absent, previous, settings.participation)) > 0:
         loras, weights = [*loras, adapter_before(absent, previous)], [*weights, weight]
-    return settings.combine(loras, weights, rank).lora
+        arrays = [*arrays, arrays_before(absent, previous)]
+    return settings.combine(loras, weights, rank).lora, tangent_mean(arrays, weights)
 
 
 def weight_in(previous: Round | None, update: Update, settings: Settings) -> float:
@@ -254,20 +277,13 @@ def weight_in(previous: Round | None, update: Update, settings: Settings) -> flo
     return weigh(update.n, previous.clients.get(update.client), previous.server_round, settings.participation)
 
 
-def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:
-    """The adapter of a group of which nobody took part: the mean of the clusters that its members were in."""
-    if previous is None:
-        raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
-    before = [previous.clients[name] for name in sorted(members)]
-    if len({client.cluster for client in before}) == 1:
-        return previous.clusters[before[0].cluster].lora
-    rank = median_rank([client.rank for client in before])
-    loras = [previous.clusters[client.cluster].lora for client in before]
-    return flexlora(loras, [client.n for client in before], rank).lora
-
-
-def _relative_change(lora_mix: LoRA, previous: Round | None) -> float | None:
+def _relative_change(lora_mix: LoRA, arrays_mix: Arrays, previous: Round | None) -> float | None:
     if previous is None:
         return None
-    size = lora_norm(previous.lora_mix)
-    return lora_norm(stack_loras([lora_mix, previous.lora_mix], [1, -1])) / size if size > 0 else None
+    before = previous.arrays.get("mix", {})
+    size = np.hypot(lora_norm(previous.lora_mix), arrays_norm(before))
+    moved = np.hypot(
+        lora_norm(stack_loras([lora_mix, previous.lora_mix], [1, -1])),
+        arrays_norm(tangent_sum([arrays_mix, before], [1, -1])),
+    )
+    return float(moved / size) if size > 0 else None

@@ -20,6 +20,7 @@ from fedsd.strategies.clustering import ALONE
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.tangent_mean import Arrays, tangent_sum
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,24 @@ def start_of(arrival: Arrival, known: Round) -> LoRA:
         return cluster.lora
     if arrival.kind == "new":
         return known.lora_mix
-    share = (arrival.distance - arrival.inner) / (arrival.outer - arrival.inner)
     rank = median_rank([client.rank for client in known.clients.values()])
-    return flexlora([cluster.lora, known.lora_mix], [1 - share, share], rank).lora
+    return flexlora([cluster.lora, known.lora_mix], _shares(arrival), rank).lora
+
+
+def arrays_start_of(arrival: Arrival, known: Round) -> Arrays:
+    """The arrays that the client starts from."""
+    if not known.arrays.get("mix"):
+        return {}
+    both = [known.clusters[arrival.cluster].arrays, known.arrays["mix"]]
+    return tangent_sum(both, _shares(arrival))
+
+
+def _shares(arrival: Arrival) -> list[float]:
+    """Of the nearest cluster and of the mix, summing to 1."""
+    if arrival.kind != "align":
+        return [1.0, 0.0] if arrival.kind == "reuse" else [0.0, 1.0]
+    share = (arrival.distance - arrival.inner) / (arrival.outer - arrival.inner)
+    return [1 - share, share]
 
 
 def _spread(known: Round) -> float:

@@ -14,7 +14,6 @@ from fedsd.strategies.aggregate import (
     Combined,
     Groups,
     Settings,
-    adapter_before,
     aggregate_round,
     client_of,
     clients_after,
@@ -25,9 +24,9 @@ from fedsd.strategies.aggregate import (
 from fedsd.strategies.clustering import centroids
 from fedsd.strategies.detect import Scores, detect
 from fedsd.strategies.intra import median_rank
-from fedsd.strategies.participation import still_there, weight_of_absent
+from fedsd.strategies.participation import adapter_before, still_there, weight_of_absent
 from fedsd.strategies.round import Client, Round
-from fedsd.strategies.validate import Expected, Limits, beside, compare, majority
+from fedsd.strategies.validate import Expected, Limits, beside, compare, majority, shapes
 from fedsd.wire import Profile, Update
 
 LOG = logging.getLogger("flwr.fedsd")
@@ -133,6 +132,8 @@ class Streamed:
 
     def take(self, update: Update, norm: float) -> None:
         """Fold it; only who it came from, its style and its counts are kept."""
+        if update.arrays:
+            raise ValueError("it shares more than factors, which strategy.stack-cap cannot fold; set it to 0")
         if update.client not in self._group_of:
             raise ValueError("it sent no profile before the round, so its style is not known")
         expected = self.expected or majority([update])
@@ -205,5 +206,6 @@ def _suspects(
 
 
 def _expected(previous: Round, profiles: Sequence[Profile]) -> Expected:
-    layers = {layer: factor.shape for layer, factor in previous.lora_mix.items()}
-    return Expected(layers, next(iter(previous.clients.values())).z.size, profiles[0].base_sha)
+    layers = shapes(previous.lora_mix, previous.arrays.get("mix", {}))
+    z_size = next(iter(previous.clients.values())).z.size
+    return Expected(layers, z_size, profiles[0].base_sha, previous.directions)

@@ -13,6 +13,7 @@ import numpy as np
 from fedsd.lowrank import Array, Factor, LoRA, energy, singular_values, truncate_lora
 from fedsd.strategies.rules import Combination, Rule
 from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.tangent_mean import Arrays
 
 NEAREST = 0.1  # floor of d_k as a share of its mean: a cluster at the very centre gets a large weight, not all of it
 TINY = 1e-6  # the same floor, absolute, for the literal formula
@@ -33,6 +34,16 @@ def normalised_trace(lora: LoRA) -> float:
     The paper defines τ_k for one matrix and uses one number for each cluster; the mean over layers joins the two.
     """
     return float(np.mean([_layer_trace(factor) for factor in lora.values()]))
+
+
+def strength(lora: LoRA, arrays: Arrays) -> float:
+    """τ_k of what a cluster shares: SNT of its factors; without any, the mean length of its arrays.
+
+    A vector is a matrix of one singular value, its length, so the second is the first for shifts and generators.
+    """
+    if lora or not arrays:
+        return normalised_trace(lora) if lora else 0.0
+    return float(np.mean([np.linalg.norm(values.astype(np.float64)) for values in arrays.values()]))
 
 
 def mix_weights(d: Array, tau: Array, alpha: float, formula: str = "normalised") -> Array:

@@ -25,9 +25,14 @@ for each client.
 """
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from fedsd.lowrank import LoRA
+from fedsd.strategies.intra import median_rank
 from fedsd.strategies.round import Client, Round
+from fedsd.strategies.rules.flexlora import flexlora
+from fedsd.strategies.tangent_mean import Arrays, tangent_mean
 
 PARTICIPATION = ("none", "inverse-rate")
 CUTOFF = 50  # longest mean interval believed, in rounds: the weight of a client that may never come again is bounded
@@ -69,3 +74,23 @@ def still_there(clients: Mapping[str, Client], server_round: int, leave_after: i
         for name, client in clients.items()
         if leave_after == 0 or server_round - client.last_round <= leave_after
     }
+
+
+def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:
+    """The adapter of a group of which nobody took part: the mean of the clusters that its members were in."""
+    if previous is None:
+        raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
+    before = [previous.clients[name] for name in sorted(members)]
+    if len({client.cluster for client in before}) == 1:
+        return previous.clusters[before[0].cluster].lora
+    rank = median_rank([client.rank for client in before])
+    loras = [previous.clusters[client.cluster].lora for client in before]
+    return flexlora(loras, [client.n for client in before], rank).lora
+
+
+def arrays_before(members: AbstractSet[str], previous: Round | None) -> Arrays:
+    """The same of the arrays."""
+    if previous is None:
+        raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
+    before = [previous.clients[name] for name in sorted(members)]
+    return tangent_mean([previous.clusters[client.cluster].arrays for client in before], [c.n for c in before])

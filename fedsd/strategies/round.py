@@ -1,13 +1,14 @@
 """What the server knows after a round, and the same as JSON values and named adapters for the store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.clustering import reach
+from fedsd.strategies.tangent_mean import Arrays
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Client:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One style. n: images of all members; rank: of its adapter; z: (D,) centroid; beta, d, tau: see `inter`."""
+    """One style. n: images of all members; rank: of its adapter, 0 without factors; z: (D,) centroid; beta, d, tau: see
+    `inter`; arrays: what its members share besides factors.
+    """
 
     members: tuple[str, ...]
     n: int
@@ -40,6 +43,7 @@ class Cluster:
     d: float
     tau: float
     lora: LoRA
+    arrays: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Round:
     came; lora_fedavg: their factor mean, for comparison; neutral_discarded:
     share of energy that the rank cap cost; change: ‖mix - mix before‖ / ‖mix before‖, None in the first round;
     next_id: first unused cluster id; silhouette: of the clustering, None when there is one cluster or no member has
-    company.
+    company; arrays: those of "mix", "neutral" and "fedavg"; directions: hash of the decomposition that arrays refer to.
     """
 
     server_round: int
@@ -65,6 +69,8 @@ class Round:
     neutral_discarded: float
     change: float | None
     next_id: int
+    arrays: Mapping[str, Arrays] = field(default_factory=dict)
+    directions: str = ""
 
     @property
     def loss(self) -> float:
@@ -82,27 +88,36 @@ def to_state(after: Round) -> tuple[dict[str, Any], dict[str, LoRA]]:
     """The round as JSON values and as named adapters: mix, neutral, fedavg, cluster-<id>, clients/<client>."""
     state = {
         "round": after.server_round,
-        "clusters": {str(cluster_id): _plain(found, "lora") for cluster_id, found in after.clusters.items()},
+        "clusters": {str(cluster_id): _plain(found, "lora", "arrays") for cluster_id, found in after.clusters.items()},
         "clients": {name: _plain(client) for name, client in after.clients.items()},
         "silhouette": after.silhouette,
         "neutral_discarded_energy": after.neutral_discarded,
         "change": after.change,
         "next_id": after.next_id,
         "present": list(after.present),
+        "directions": after.directions,
     }
     adapters = {"mix": after.lora_mix, "neutral": after.lora_neu, "fedavg": after.lora_fedavg}
     adapters |= {f"cluster-{cluster_id}": found.lora for cluster_id, found in after.clusters.items()}
     return state, adapters | {f"clients/{name}": lora for name, lora in after.updates.items()}
 
 
-def from_state(state: Mapping[str, Any], adapters: Mapping[str, LoRA]) -> Round:
-    """The round that `to_state` took apart, bit for bit."""
-    clusters = {
-        int(cluster_id): Cluster(
-            **_numbers(entry) | {"members": tuple(entry["members"]), "lora": adapters[f"cluster-{cluster_id}"]}
-        )
-        for cluster_id, entry in state["clusters"].items()
-    }
+def arrays_of(after: Round) -> dict[str, Arrays]:
+    """The round's named arrays as named in `to_state`; empty where all that is shared are factors."""
+    found = dict(after.arrays) | {f"cluster-{cluster_id}": one.arrays for cluster_id, one in after.clusters.items()}
+    return {name: arrays for name, arrays in found.items() if arrays}
+
+
+def from_state(
+    state: Mapping[str, Any], adapters: Mapping[str, LoRA], arrays: Mapping[str, Arrays] | None = None
+) -> Round:
+    """The round that `to_state` and `arrays_of` took apart, bit for bit."""
+    arrays = arrays or {}
+    clusters = {}
+    for cluster_id, entry in state["clusters"].items():
+        name = f"cluster-{cluster_id}"
+        parts = {"members": tuple(entry["members"]), "lora": adapters[name], "arrays": arrays.get(name, {})}
+        clusters[int(cluster_id)] = Cluster(**_numbers(entry) | parts)
     updates = {name.removeprefix("clients/"): lora for name, lora in adapters.items() if name.startswith("clients/")}
     return Round(
         server_round=state["round"],
@@ -117,6 +132,8 @@ def from_state(state: Mapping[str, Any], adapters: Mapping[str, LoRA]) -> Round:
         neutral_discarded=state["neutral_discarded_energy"],
         change=state["change"],
         next_id=state["next_id"],
+        arrays={name: found for name, found in arrays.items() if not name.startswith("cluster-")},
+        directions=state.get("directions", ""),
     )
 
 

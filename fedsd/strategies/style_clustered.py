@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedsd.lowrank import Factor, LoRA, reseed, resize_lora
 from fedsd.strategies.aggregate import NO_CLUSTER, Settings
-from fedsd.strategies.arrivals import arrive, start_of
+from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
 from fedsd.strategies.bandwidth import Uplinks
 from fedsd.strategies.events import client_done, client_suspected, round_clusters
 from fedsd.strategies.exchange import Answer, answer, exchange
@@ -28,6 +28,7 @@ from fedsd.strategies.lifecycle import changes
 from fedsd.strategies.roster import ask_profiles, available, client_seed, misfits, sample, wait_for_nodes
 from fedsd.strategies.round import Round
 from fedsd.strategies.schedule import Schedule
+from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
 from fedsd.wire import Order, Profile, Update, lora_record, order_message, parse_lora, parse_update
 
@@ -153,7 +154,7 @@ class StyleClusteredLoRA(Strategy):
         self._tell("run.done", rounds=server_round, converged=converged)
         return result
 
-    def _orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterator[Message]:
+    def _orders(self, server_round: int, first: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterator[Message]:
         """The round's messages, built one at a time."""
         self._meet(server_round, grid)
         by_client = {profile.client: node for node, profile in self._profiles.items()}
@@ -162,19 +163,19 @@ class StyleClusteredLoRA(Strategy):
         able = available(able, self.schedule.availability, self.schedule.seed, server_round)
         chosen = sample(able, self.schedule.fraction, client_seed(self.schedule.seed, server_round, "sample"))
         self._tell("round.start", round=server_round, clients=chosen)
-        initial = parse_lora(arrays)
+        initial = parse_lora(first)
         resized: dict[tuple[int, int], tuple[LoRA, LoRA]] = {}  # holds the adapter, so that its id stays its own
         for client in chosen:
             node = by_client[client]
             profile = self._profiles[node]
-            cluster, lora = self._start_of(profile, initial)
+            cluster, lora, arrays = self._start_of(profile, initial)
             encoding, rank = self._uplinks.order(client, profile.rank, lora)
             key = id(lora), rank
             if key not in resized:
                 resized[key] = lora, resize_lora(lora, rank)
             seed = client_seed(self.schedule.seed, server_round, client)
             start = warm_start(resized[key][1], seed)
-            order = Order(server_round, rank, cluster, seed, start, encoding)
+            order = Order(server_round, rank, cluster, seed, start, encoding, arrays)
             yield order_message(order, node, encoding=self.schedule.encoding, config=config)
 
     def _meet(self, server_round: int, grid: Grid) -> None:
@@ -196,16 +197,17 @@ class StyleClusteredLoRA(Strategy):
         if not self._profiles:
             raise RuntimeError(f"round {server_round}: no node can take part; " + _joined(reasons | unfit))
 
-    def _start_of(self, profile: Profile, initial: LoRA) -> tuple[int, LoRA]:
-        """The adapter that a client starts from, and its cluster: its own, the nearest for a new client, or the mix."""
+    def _start_of(self, profile: Profile, initial: LoRA) -> tuple[int, LoRA, Arrays]:
+        """A client's cluster, adapter and arrays to start from: its own, the nearest for a new client, or the mix."""
         if self.previous is None:
-            return NO_CLUSTER, initial
+            return NO_CLUSTER, initial, {}
         if profile.client in self.previous.clients:
             cluster = self.previous.clients[profile.client].cluster
-            return cluster, self.previous.clusters[cluster].lora
+            return cluster, self.previous.clusters[cluster].lora, self.previous.clusters[cluster].arrays
         found = arrive(profile.z, profile.n, self.previous)
         self._tell("client.arrived", client=profile.client, **vars(found), reason=found.reason)
-        return NO_CLUSTER if found.kind == "new" else found.cluster, start_of(found, self.previous)
+        cluster = NO_CLUSTER if found.kind == "new" else found.cluster
+        return cluster, start_of(found, self.previous), arrays_start_of(found, self.previous)
 
     def _fold(self, server_round: int, answers: Iterable[Answer]) -> Round:
         """Take the answers one at a time, drop and name the bad ones, and aggregate the good ones."""

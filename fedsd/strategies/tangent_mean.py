@@ -4,7 +4,6 @@ A mean of rotations is no rotation. Their generators lie in the tangent space at
 inside, and turn into a rotation again afterwards.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,18 +49,16 @@ def tangent_sum(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str
     return total
 
 
-def other_directions(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Client -> why its shifts cannot be averaged: its decomposition is not that of most clients.
+def arrays_norm(arrays: Arrays) -> float:
+    """Length of all numbers together, √Σ ‖x‖²."""
+    return float(sum(np.square(values, dtype=np.float64).sum() for values in arrays.values()) ** 0.5)
 
-    hashes: client -> hash of its decomposition. On a tie that of the first client, by name, counts.
-    """
-    if not hashes:
-        return {}
-    votes = Counter(hashes[client] for client in sorted(hashes))
-    usual = votes.most_common(1)[0][0]
-    return {
-        client: f"it decomposed the base's weights into other directions ({found[:12]}, not {usual[:12]}); give it the "
-        "others' base.name and soda.form, or copy their decomposition to its cache"
-        for client, found in sorted(hashes.items())
-        if found != usual
-    }
+
+def other_directions(found: str, usual: str) -> str:
+    """Why shifts cannot be averaged with the others': hashes of the decomposition they refer to differ; "" if not."""
+    if found == usual:
+        return ""
+    return (
+        f"it decomposed the base's weights into other directions ({found[:12] or 'none'}, not {usual[:12] or 'none'}); "
+        "give it the others' base.name and soda.form, or copy their decomposition to its cache"
+    )

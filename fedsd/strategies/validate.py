@@ -1,6 +1,7 @@
 """Which replies of a round may be used, and for every other one the reason, in words that name the remedy.
 
-Norms are those of the product B A over all layers: a norm of factors could be dodged by (c B, A / c).
+Norms are those of the product B A over all layers, and of arrays with them: a norm of factors could be dodged by
+(c B, A / c).
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedsd.lowrank import LoRA, lora_norm
+from fedsd.strategies.tangent_mean import Arrays, arrays_norm, other_directions
 from fedsd.wire import Update
 
 
@@ -29,11 +31,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Expected:
-    """What all replies must share. layers: name -> (d_out, d_in); z_size: D; base_sha: of the frozen base."""
+    """What all replies must share. layers: name of a layer, or of an array, -> its shape; z_size: D; base_sha: of the
+    frozen base; directions: hash of its decomposition.
+    """
 
-    layers: Mapping[str, tuple[int, int]]
+    layers: Mapping[str, tuple[int, ...]]
     z_size: int
     base_sha: str
+    directions: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def check_update(update: Update, limits: Limits) -> float:
     if not abs(length - 1) < 1e-2:  # written so that NaN fails
         raise ValueError(f"its style embedding has length {length:.3g}; it must be finite and of length 1")
     _check_adapter(update)
-    return _checked_norm(update.lora, limits)
+    return _checked_norm(update, limits)
 
 
 def compare(
@@ -92,16 +97,20 @@ def beside(update: Update, norm: float, norms: Mapping[str, float], limits: Limi
 
 def majority(updates: Sequence[Update]) -> Expected:
     """What most updates share: layers (on a tie the larger set, then that of the first client), size of z, base."""
-    shapes = [_shapes(update.lora) for update in updates]
-    votes = Counter(tuple(sorted(shape.items())) for shape in shapes)
+    votes = Counter(tuple(sorted(shapes(update.lora, update.arrays).items())) for update in updates)
     layers = max(votes, key=lambda shape: (votes[shape], len(shape)))
     z_size = Counter(update.z.size for update in updates).most_common(1)[0][0]
-    return Expected(dict(layers), z_size, Counter(update.base_sha for update in updates).most_common(1)[0][0])
+    base_sha = Counter(update.base_sha for update in updates).most_common(1)[0][0]
+    directions = Counter(update.directions for update in updates).most_common(1)[0][0]
+    return Expected(dict(layers), z_size, base_sha, directions)
 
 
 def _check_adapter(update: Update) -> None:
-    if not update.lora:
-        raise ValueError("its reply holds no adapter; it must send one factor pair for each layer")
+    if not update.lora and not update.arrays:
+        raise ValueError("its reply holds no adapter; it must send one factor pair for each layer, or arrays")
+    for name, values in update.arrays.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or Inf; lower train.lr on that node")
     for layer, factor in update.lora.items():
         if factor.rank > update.rank:
             raise ValueError(f"layer {layer} has rank {factor.rank}, more than the {update.rank} it reports")
@@ -110,10 +119,10 @@ def _check_adapter(update: Update) -> None:
                 raise ValueError(f"layer {layer}.{side} holds NaN or Inf; lower train.lr on that node")
 
 
-def _checked_norm(lora: LoRA, limits: Limits) -> float:
+def _checked_norm(update: Update, limits: Limits) -> float:
     with np.errstate(over="ignore", invalid="ignore"):  # huge factors overflow, which is the finding
         try:
-            norm = lora_norm(lora)
+            norm = float(np.hypot(lora_norm(update.lora), arrays_norm(update.arrays)))
         except ValueError:
             norm = float("inf")
     if norm > limits.max_norm:
@@ -131,16 +140,16 @@ def _unlike(update: Update, expected: Expected) -> str:
         )
     if update.z.size != expected.z_size:
         return f"its style embedding has {update.z.size} numbers instead of {expected.z_size}; use one style encoder"
-    shapes = _shapes(update.lora)
-    missing, unknown = sorted(set(expected.layers) - set(shapes)), sorted(set(shapes) - set(expected.layers))
+    found = shapes(update.lora, update.arrays)
+    missing, unknown = sorted(set(expected.layers) - set(found)), sorted(set(found) - set(expected.layers))
     if missing:
         return f"{len(missing)} layers are missing, such as {missing[0]}"
     if unknown:
         return f"{len(unknown)} layers are unknown, such as {unknown[0]}"
     for layer, shape in expected.layers.items():
-        if shapes[layer] != shape:
-            return f"layer {layer} has shape {shapes[layer]} instead of {shape}"
-    return ""
+        if found[layer] != shape:
+            return f"layer {layer} has shape {found[layer]} instead of {shape}"
+    return other_directions(update.directions, expected.directions)
 
 
 def _too_large(norms: Mapping[str, float], limits: Limits) -> dict[str, str]:
@@ -164,5 +173,6 @@ def _capped(updates: Sequence[Update], limits: Limits) -> dict[str, int]:
     return {update.client: cap for update in updates if update.n > cap}
 
 
-def _shapes(lora: LoRA) -> dict[str, tuple[int, int]]:
-    return {layer: factor.shape for layer, factor in lora.items()}
+def shapes(lora: LoRA, arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    """Shape of each layer's product and of each array."""
+    return {layer: factor.shape for layer, factor in lora.items()} | {k: values.shape for k, values in arrays.items()}

@@ -10,7 +10,7 @@ from fedsd.base import adapters
 from fedsd.base.denoise import encode_prompts, generate
 from fedsd.base.load import Base, load
 from fedsd.base.quantised import W4, W8, QuantisedLayer, bits_of, quantise_layers, quantised
-from fedsd.base.training import Descent, Pictures, descend
+from fedsd.base.training import Descent, Pictures, Shared, descend
 from fedsd.methods.lora import Settings, fit
 
 PROMPTS = ["a cat", "two dogs"]
@@ -117,11 +117,11 @@ def test_gradients_are_refused(base: Base) -> None:
 
 def test_adapters_are_refused(base: Base) -> None:
     small = quantised(base, 4)
-    settings = Settings(1, 2, 1e-3, 1e-3, 0.0, "float32", 0.0, True)
+    settings = Settings(Descent(1, 2, 0.0, "float32", 0.0), 1e-3, 1e-3, True)
     with pytest.raises(
         ValueError, match="a base quantised to 4 bits cannot be adapted layer by layer; load it without"
     ):
-        fit(small, torch.zeros(2, 4, 8, 8), PROMPTS, {}, rank=2, seed=0, settings=settings)
+        fit(small, Pictures(torch.zeros(2, 4, 8, 8), PROMPTS), Shared(), {}, seed=0, settings=settings)
     with (
         pytest.raises(ValueError, match="cannot be adapted layer by layer"),
         adapters.adapted(small, random_lora(base, 0)),

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -9,15 +9,13 @@ from torch import Tensor
 from fedsd.base import adapters, training
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import Base
-from fedsd.base.training import diffusion_loss
-from fedsd.lowrank import Factor
-from fedsd.methods.lora import Fit, Settings, fit
+from fedsd.base.training import Descent, Pictures, Progress, Shared, diffusion_loss
+from fedsd.lowrank import LoRA
+from fedsd.methods.lora import Settings, fit
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
-SETTINGS = Settings(
-    steps=3, batch_size=4, lr=1e-2, text_lr=1e-2, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1,
-    text_encoder=True,
-)  # fmt: skip
+DESCENT = Descent(steps=3, batch_size=4, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)
+SETTINGS = Settings(DESCENT, lr=1e-2, text_lr=1e-2, text_encoder=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +25,27 @@ def latents() -> Tensor:
     return 0.3 * noise + 3 * noise.mean((2, 3), keepdim=True)
 
 
+@dataclass(frozen=True)
+class Result(Progress):
+    """What training gave: the adapter, and how it went."""
+
+    lora: LoRA
+
+
 def trained(
-    base: Base, latents: Tensor, *, start: dict[str, Factor] | None = None, seed: int = 0, **changes: object
-) -> Fit:
-    settings = replace(SETTINGS, **changes)
-    return fit(base, latents, CAPTIONS[: len(latents)], start or {}, rank=4, seed=seed, settings=settings)
+    base: Base, latents: Tensor, *, start: LoRA | None = None, captions: list[str] = CAPTIONS, seed: int = 0,
+    **changes: object,
+) -> Result:  # fmt: skip
+    """Train with the changed fields of the descent and of the settings."""
+    here = {field.name for field in fields(Descent)}
+    descent = replace(DESCENT, **{name: value for name, value in changes.items() if name in here})
+    settings = replace(SETTINGS, descent=descent, **{n: v for n, v in changes.items() if n not in here})
+    found = fit(base, Pictures(latents, captions), Shared(start or {}), {}, seed=seed, settings=settings)
+    assert not found.shared.arrays and not found.own
+    return Result(**vars(found.progress), lora=found.shared.lora)
 
 
-def loss_on(base: Base, latents: Tensor, adapter: dict[str, Factor]) -> float:
+def loss_on(base: Base, latents: Tensor, adapter: LoRA) -> float:
     """The mean loss over 256 fixed draws of timestep and noise."""
     with adapters.adapted(base, adapter), torch.no_grad():
         states = encode_prompts(base, CAPTIONS).repeat(64, 1, 1)
@@ -111,7 +122,7 @@ def test_frozen_text_encoder_is_asked_once_and_not_adapted(base: Base, latents: 
 
 def test_dropped_captions_are_empty_ones(base: Base, latents: Tensor) -> None:
     dropped = trained(base, latents, caption_dropout=1.0)
-    empty = fit(base, latents, [""] * 4, {}, rank=4, seed=0, settings=replace(SETTINGS, caption_dropout=0.0))
+    empty = trained(base, latents, captions=[""] * 4, caption_dropout=0.0)
     kept = trained(base, latents, caption_dropout=0.0)
     assert dropped.loss_last == empty.loss_last != kept.loss_last
 
@@ -149,9 +160,9 @@ def test_loss_that_is_not_finite_is_an_error_with_a_remedy(base: Base, latents: 
 @pytest.mark.parametrize(("pictures", "captions"), [(4, 3), (3, 4), (0, 0)])
 def test_each_picture_needs_a_caption(base: Base, latents: Tensor, pictures: int, captions: int) -> None:
     with pytest.raises(ValueError, match=f"{pictures} latents and {captions} captions; each picture needs one"):
-        fit(base, latents[:pictures], CAPTIONS[:captions], {}, rank=4, seed=0, settings=SETTINGS)
+        trained(base, latents[:pictures], captions=CAPTIONS[:captions])
 
 
 def test_rank_that_does_not_fit_is_refused(base: Base, latents: Tensor) -> None:
     with pytest.raises(ValueError, match="LoRA rank 17 does not fit"):
-        fit(base, latents, CAPTIONS, {}, rank=17, seed=0, settings=SETTINGS)
+        trained(base, latents, rank=17)

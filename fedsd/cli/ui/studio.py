@@ -14,7 +14,7 @@ from fedsd.base.load import Base
 from fedsd.cli import sampling
 from fedsd.cli.history import natural
 from fedsd.cli.report.outcome import read_outcome
-from fedsd.cli.run_config import read_config
+from fedsd.cli.run_config import read_config, require_factors
 from fedsd.cli.ui.watched import watched
 from fedsd.hybrid import client
 from fedsd.hybrid.client import Answer, Drawing, Drawn, Remote, Unserved
@@ -91,6 +91,7 @@ class Studio:
 
     def __init__(self, base: Base, folder: Path, remote: Remote | None, private_root: Path) -> None:
         """Raise ValueError when `folder` is no run, or has no complete round yet."""
+        require_factors(folder, "the page")
         self.base, self.remote, self.folder = base, remote, RunFolder(folder)
         self._private_root, self._lock = private_root, threading.Lock()
         self._run: tuple[int, sampling.Finished] | None = None

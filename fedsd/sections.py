@@ -1,0 +1,191 @@
+"""The sections of the run config: one small frozen dataclass each, whose fields are the keys with "_" for "-"."""
+
+from dataclasses import dataclass
+
+from fedsd.values import split_list
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it; availability:
+    shares of the rounds in which clients are asked, by name.
+    """
+
+    rounds: int
+    seed: int
+    folder: str
+    resume: bool
+    tolerance: float
+    timeout: float
+    min_nodes: int
+    availability: str
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen model. size: side of training pictures in pixels, 0 for the base's own."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from, and how a simulation deals them out; see `fedsd.data.example.Layout`."""
+
+    root: str
+    styles: str
+    index: str
+    path_column: str
+    style_column: str
+    caption_column: str
+    label_column: str
+    where: str
+    template: str
+    per_style: int
+    objects: str
+    partition: str
+    concentration: float
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node does on its own disk. private_dir: empty for ~/.fedsd/nodes."""
+
+    private_dir: str
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a client trains."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """LoRA ranks, handed out to simulated clients in turn, and whether text encoder and convolutions are adapted."""
+
+    ranks: str
+    text_encoder: bool
+    convolutions: bool
+
+    def rank_of(self, client: int) -> int:
+        """Return the rank of client number `client`: the listed ranks in turn."""
+        listed = split_list(self.ranks)
+        return int(listed[client % len(listed)])
+
+
+@dataclass(frozen=True)
+class SpireConfig:
+    """See `methods.spire.Settings`. size: of the projected form's e."""
+
+    embedding_lr: float
+    drop: float
+    form: str
+    size: int
+    backbone: str
+
+
+@dataclass(frozen=True)
+class SodaConfig:
+    """See `methods.soda.Settings`. shift_lr, turn_lr: of the spectrum and of the rotation."""
+
+    shift_lr: float
+    turn_lr: float
+    form: str
+    optimiser: str
+    convolutions: bool
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Local training (line 29). lr, text_lr: of U-Net and text encoder; caption_dropout: share in [0, 1]."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    text_lr: float
+    min_snr_gamma: float
+    precision: str
+    caption_dropout: float
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """What the style embedding z is taken from (line 30)."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server combines adapters."""
+
+    name: str
+    inside: str
+    across: str
+    stack_cap: int
+    participation: str
+    detect: bool
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """How uploads are encoded. upload_seconds: that one may take at the bandwidth measured, 0 for no limit."""
+
+    encoding: str
+    upload_seconds: float
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How clients are grouped (line 8). threshold: cosine distance in [0, 2), 0 to take it from the data; leave_after:
+    rounds without a client after which it leaves the grouping, 0 for never.
+    """
+
+    method: str
+    threshold: float
+    outliers: str
+    leave_after: int
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Weights of the mix (line 16). alpha: balance in [0, 1]."""
+
+    alpha: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class NeutralConfig:
+    """The style-neutral adapter (lines 18-19). rank: cap."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field per section of the run config."""
+
+    run: RunConfig
+    base: BaseConfig
+    data: DataConfig
+    node: NodeConfig
+    method: MethodConfig
+    lora: RankConfig
+    spire: SpireConfig
+    soda: SodaConfig
+    train: TrainConfig
+    style: StyleConfig
+    strategy: StrategyConfig
+    wire: WireConfig
+    cluster: ClusterConfig
+    mix: MixConfig
+    neutral: NeutralConfig
+
+    @property
+    def shares_factors(self) -> bool:
+        """Whether what clients share are LoRA factors, and so fits into LoRA files."""
+        return self.method.name == "lora" or (self.method.name == "spire" and self.spire.backbone == "lora")
