@@ -192,6 +192,17 @@ def test_clients_of_a_low_availability_are_asked_rarely_and_weigh_more():
         assert client.rounds == sum(name in clients for clients in asked)
 
 
+def test_a_name_in_the_availability_that_nobody_bears_is_told_once_and_before_a_round_is_lost():
+    log = Log()
+    schedule = Schedule(poll=0.001, profile_timeout=5, availability={"c1": 1.0, "c03": 0.4})
+    log.strategy(schedule=schedule).start(make_grid(make_app()), ArrayRecord(), num_rounds=2)
+    (told,) = log.named("client.unknown")
+    assert (told["round"], told["client"], told["nearest"]) == (1, "c03", "c3")
+    assert told["reason"].startswith("run.availability names c03, and no client online bears that name")
+    events = [entry["event"] for entry in log.events]
+    assert events.index("client.unknown") < events.index("round.start")
+
+
 def test_a_slow_upload_brings_a_cheaper_order_and_the_round_goes_on_with_it():
     def slow(reply, order, index):
         if index == 1:
