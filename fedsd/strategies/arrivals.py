@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsd.lowrank import Array, LoRA
-from fedsd.strategies.clustering import ALONE
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
+
+ALONE = 6.0
 
 
 @dataclass(frozen=True)
