@@ -49,6 +49,7 @@ class Groups:
 
     @property
     def parts(self) -> tuple[Array, Array, Array, Array]:
+        """The four arrays, which can be written to."""
         return self.clients, self.n, self.total, self.square
 
 
