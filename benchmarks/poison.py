@@ -46,7 +46,7 @@ RULES: dict[str, dict[str, configuration.Value]] = {
     "multi-krum": {"strategy.inside": "multi-krum"},
 }
 CLIENTS = 10
-PAGE = FILE.parent / "poisoning.md"
+PAGE = FILE.parent / "poison.md"
 Scores = Mapping[
     tuple[str, str], Mapping[str, Any]
 ]  # (attack or "", rule) -> {"kid": {style: x}, "left_out", "seconds"}
@@ -72,14 +72,17 @@ def main() -> None:
     scores: dict[tuple[str, str], dict[str, Any]] = {}
     for rule in opts.rules.split(";"):
         for attack in ["", *(name for name in opts.attacks.split(",") if name)]:
+            if opts.render and not (folder_of(setup, attack, rule) / "kid.json").exists():
+                continue  # not run yet
             seconds = federate(setup, attack, rule)
             scores[attack, rule] = judged(setup, judge, folder_of(setup, attack, rule), opts) | {"seconds": seconds}
             print(attack or "clean", rule, json.dumps(scores[attack, rule]), flush=True)
-    bare = {style: kid_of(setup, judge, {}, style, setup.out / "pictures" / "base", opts) for style in setup.attackers}
+    bare = bare_of(setup, judge, opts)
     text = page(setup, opts, scores, bare)
-    (setup.out / "poisoning.md").write_text(text)
-    if not opts.no_record:
+    (setup.out / "poison.md").write_text(text)
+    if opts.render or not opts.no_record:
         PAGE.write_text(text)
+    if not opts.no_record and not opts.render:
         best = recommended(scores)
         record(
             "agg.poison_kid_ratio", worst(scores, best), "<= 1.1",
@@ -103,6 +106,9 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--attacks", default=",".join(ATTACKS))
     args.add_argument("--rules", default=";".join(RULES), help="separated by semicolons")
     args.add_argument("--no-record", action="store_true")
+    args.add_argument(
+        "--render", action="store_true", help="write the page from the runs that are there; record no point"
+    )
     return args.parse_args()
 
 
@@ -190,6 +196,21 @@ def judged(setup: Setup, judge: Judge, folder: Path, opts: argparse.Namespace) -
     return {"kid": json.loads(kept.read_text()), "left_out": left_out}
 
 
+def bare_of(setup: Setup, judge: Judge, opts: argparse.Namespace) -> dict[str, float]:
+    """Return each style's KID by the base alone."""
+    folder = setup.out / "pictures" / "base"
+    kept = folder / "kid.json"
+    if not kept.exists():
+        drawn = {style: kid_of(setup, judge, {}, style, folder, opts) for style in setup.attackers}
+        kept.write_text(json.dumps(drawn))
+    return dict(json.loads(kept.read_text()))
+
+
+def worst_cell(scores: Scores, attack: str, rule: str) -> str:
+    """Return the cell of the first table: the cluster that suffers most, or a dash for a run that is not there."""
+    return f"{max(ratios(scores, attack, rule).values()):.3f}" if (attack, rule) in scores else "-"
+
+
 def kid_of(setup: Setup, judge: Judge, lora: LoRA, style: str, folder: Path, opts: argparse.Namespace) -> float:
     """Return KID x 1000 of the base's pictures with `lora` against held-out ones; prompts and seeds never differ."""
     done = sampling.Finished(RunFolder(folder), configuration.from_run_config(setup.flat), {}, {}, setup.held)
@@ -237,9 +258,7 @@ def page(setup: Setup, opts: argparse.Namespace, scores: Scores, bare: Mapping[s
         "| attack | " + " | ".join(rules) + " |",
         "|---" * (len(rules) + 1) + "|",
         *(
-            f"| {attack or 'none'} | "
-            + " | ".join(f"{max(ratios(scores, attack, rule).values()):.3f}" for rule in rules)
-            + " |"
+            f"| {attack or 'none'} | " + " | ".join(worst_cell(scores, attack, rule) for rule in rules) + " |"
             for attack in attacks
         ),
         "",

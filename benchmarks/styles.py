@@ -29,25 +29,14 @@ from fedsd.cli import evaluate, sampling
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
 
 
-def run(preset: str, data: Path, folder: Path, more: Sequence[str]) -> float:
+def run(preset: str, data: Path | None, folder: Path, more: Sequence[str], clients: int = 8) -> float:
     """Run one federation into `folder` unless it is there already; returns its seconds."""
     timing = folder / "seconds.txt"
     if not timing.exists():
         begun = time.time()
-        command = [
-            "fedsd",
-            "run",
-            "--preset",
-            preset,
-            "--data",
-            str(data),
-            "--clients",
-            "8",
-            "--folder",
-            str(folder),
-            *more,
-        ]
-        subprocess.run([sys.executable, "-m", "fedsd.cli.main", *command[1:]], check=True)
+        held = ["--data", str(data)] if data else []
+        command = ["run", "--preset", preset, *held, "--clients", str(clients), "--folder", str(folder), *more]
+        subprocess.run([sys.executable, "-m", "fedsd.cli.main", *command], check=True)
         timing.write_text(str(time.time() - begun))
     return float(timing.read_text())
 

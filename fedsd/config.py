@@ -4,14 +4,13 @@ Keys and defaults live in `[tool.flwr.app.config]` of pyproject.toml and nowhere
 before any node is contacted, and all faults are reported together.
 """
 
-import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from fedsd.sections import Config, DataConfig
-from fedsd.values import Value, are_ranks, are_shares, conflicts, split_list
+from fedsd.values import Value, are_ranks, are_shares, conflicts, nearest, split_list
 
 __all__ = [
     "METHODS", "RULES", "SECTIONS", "STRATEGIES", "Config", "DataConfig", "Value", "defaults", "fault_of", "flatten",
@@ -123,8 +122,7 @@ def fault_of(key: str, value: Value) -> str | None:
     """Say what is wrong with `key = value`, or None."""
     known = keys()
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-        return f"unknown setting {key!r}; did you mean {near!r}?"
+        return f"unknown setting {key!r}; did you mean {nearest(key, known)!r}?"
     wanted = known[key]
     if isinstance(value, int) and not isinstance(value, bool) and wanted is float:
         value = float(value)

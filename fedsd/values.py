@@ -1,6 +1,7 @@
 """How the texts among the settings are read, and which settings exclude each other."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 
 Value = bool | int | float | str
 
@@ -8,6 +9,16 @@ Value = bool | int | float | str
 def split_list(text: str) -> tuple[str, ...]:
     """Return the parts of a comma-separated list, without blanks."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return the one of `known`, which is not empty, that is spelt most like `name`."""
+    return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+
+
+def strangers(names: Iterable[str], clients: Collection[str]) -> dict[str, str]:
+    """Return {name: nearest client} of the names that none of `clients`, which is not empty, bears."""
+    return {name: nearest(name, clients) for name in names if name not in clients}
 
 
 def are_ranks(value: Value) -> bool:

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from fedsd.values import are_ranks, are_shares, shares_by_name
+from fedsd.values import are_ranks, are_shares, nearest, shares_by_name, strangers
 
 
 def test_shares_are_read_by_name() -> None:
@@ -19,3 +19,9 @@ def test_a_share_that_is_none_is_named(text: str) -> None:
 
 def test_ranks_are_whole_numbers_of_at_least_1() -> None:
     assert are_ranks("4, 8") and not are_ranks("4,0") and not are_ranks("")
+
+
+def test_names_that_nobody_bears_come_with_the_nearest_that_somebody_does() -> None:
+    assert strangers(["c1", "c12", "ana"], {"c0", "c1", "c2", "anna"}) == {"c12": "c2", "ana": "anna"}
+    assert strangers(["c1"], ["c1"]) == {}
+    assert nearest("zzz", ["c0"]) == "c0"

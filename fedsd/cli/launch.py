@@ -13,6 +13,7 @@ from fedsd import config as configuration
 from fedsd.cli.progress import Progress
 from fedsd.cli.run import Machine, simulate
 from fedsd.store import RunFolder
+from fedsd.values import shares_by_name, strangers
 
 Show = Callable[[str], None]
 COLUMNS = 8  # of a sample grid
@@ -56,6 +57,9 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     Raises ValueError naming the setting, file or folder at fault.
     """
     config = configuration.from_run_config(flat)
+    names = [f"c{i}" for i in range(clients)]
+    for name, near in strangers(shares_by_name(config.run.availability), names).items():
+        raise ValueError(f"run.availability names {name}, and the clients are c0 to {names[-1]}; did you mean {near}?")
     from fedsd.base import adapters, load
     from fedsd.cli.sampling import holdings
     from fedsd.client_app import CACHE, private_root
@@ -66,7 +70,7 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     for rank in set(ranks):
         adapters.check_rank(base, rank, config.lora.text_encoder, config.lora.convolutions)
     machine = Machine(os.cpu_count() or 1, _gpus(), clients, int(os.environ.get("OMP_NUM_THREADS", "1")))
-    held = holdings(config, [f"c{i}" for i in range(clients)])
+    held = holdings(config, names)
     styles = Counter(example.style for mine in held.values() for example in mine)
     method = METHODS[config.method.name]
     places = [Place(config, rank, private_root(config.node.private_dir) / CACHE) for rank in ranks]

@@ -57,14 +57,8 @@ class Progress:
             case "round.start":
                 self.messages += len(event["clients"])
                 self._show(f"{where}  {len(event['clients'])} clients start")
-            case "client.done":
-                self._show(
-                    f"{where}  {event['client']:<4} rank {event['rank']:<3} loss {event['loss_first']:.3f} > "
-                    f"{event['loss_last']:.3f}  {event['images_per_second']:.0f} img/s  {event['bytes'] / 1e6:.2f} MB"
-                )
-            case "client.failed":
-                self.failures += 1
-                self._show(f"{where}  {event['client']:<4} FAILED  {_one_line(event['reason'])}")
+            case "client.done" | "client.failed" | "client.unknown":
+                self._show(f"{where}  {event['client']:<4} {self._client(event)}")
             case "round.clusters":
                 self._show(f"{where}  {_clusters(event)}")
             case "round.done":
@@ -76,6 +70,17 @@ class Progress:
                 self._show("converged" if event["converged"] else f"done  {event['rounds']} rounds")
             case "run.failed":
                 self.ended, self.reason = True, _one_line(event["reason"])
+
+    def _client(self, event: Event) -> str:
+        if event["event"] == "client.done":
+            return (
+                f"rank {event['rank']:<3} loss {event['loss_first']:.3f} > {event['loss_last']:.3f}  "
+                f"{event['images_per_second']:.0f} img/s  {event['bytes'] / 1e6:.2f} MB"
+            )
+        if event["event"] == "client.unknown":
+            return f"UNKNOWN  {_one_line(event['reason'])}"
+        self.failures += 1
+        return f"FAILED  {_one_line(event['reason'])}"
 
 
 def _clusters(event: Event) -> str:

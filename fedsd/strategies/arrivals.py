@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsd.lowrank import Array, LoRA
-from fedsd.strategies.clustering import ALONE
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
 from fedsd.strategies.tangent_mean import Arrays, tangent_sum
+
+ALONE = 6.0  # distance, in units of the sampling noise, beyond which a client beside one cluster is of another style
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Distances are cosine distances between style embeddings (arXiv 2508.04745, section 3.2). A mean over n images carries
 sampling noise: two clients of one style that have n_i and n_j images are expected (1/n_i + 1/n_j) v / 2 apart, where
-v is the spread of single images. Rules that choose K from the data take this into account; a threshold given by the
-user is applied to the plain distances.
+v is the spread of the style's images. So the methods only propose groupings, from plain distances; which of them is
+taken, and what is merged in it, is told by the `evidence`. A threshold given by the user is applied as it is.
 
 Notation: Z (N, D) one row per client; z_k (K, D) one row per cluster; n (N,) images per client; labels (N,) 0 … K-1.
 """
@@ -11,27 +11,22 @@ Notation: Z (N, D) one row per client; z_k (K, D) one row per cluster; n (N,) im
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import squareform
 from sklearn.cluster import HDBSCAN, KMeans
-from sklearn.metrics import silhouette_samples, silhouette_score
+from sklearn.metrics import silhouette_score
 
 from fedsd.lowrank import Array
+from fedsd.strategies.evidence import Labels, merged
 
-Labels: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Candidates: TypeAlias = Callable[[Array, Array], list[Labels]]
 
 MAX_CLUSTERS = 32  # tried when K is chosen by silhouette: the cost grows with it, and styles are few
-CLEAR = 0.5  # silhouette above which a split is beyond doubt (Kaufman and Rousseeuw 1990, table 2.4: "reasonable")
-WORTH = 0.35  # and below which the clients are one group: clients of one style stay under it
-ALONE = 6.0  # distance, in units of the sampling noise, beyond which even the two nearest clients differ in style
-APART = 2.0  # distance, in units of what clients usually are from their nearest, from which one forms a style alone
-FALLEN = (1 / 6, 1 / 3, 1 / 2)  # probabilities in HDBSCAN's cluster below which a client may be alone in its style
-MAX_SPREAD = 4.0  # largest v believed: single images that are nearly unrelated to their mean
+MAX_GROUPS = 256  # of a proposal that is judged: the cost grows with their square
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def cluster(
     elif threshold:
         labels = fcluster(_average_linkage(distances), threshold, "distance")
     else:
-        labels = _from_data(Z, distances, _noise(n), METHODS[method])
+        labels = _from_data(Z, distances, np.asarray(n, dtype=np.float64), METHODS[method])
     labels = _settle_outliers(Z, labels, outliers)
     score = silhouette_score(distances, labels, metric="precomputed") if 1 < _count(labels) < len(Z) else None
     return Clusters(tuple(int(label) for label in labels), None if score is None else float(score))
@@ -122,47 +117,16 @@ def stable_ids(
     return ids
 
 
-def _from_data(Z: Array, distances: Array, noise: Array, candidates: Candidates) -> Labels:
-    """The candidate partition of best silhouette, or one cluster, or every client its own, as the data bear out."""
-    in_noise = distances / noise
-    nearest = float(in_noise[np.triu_indices(len(Z), 1)].min())
-    spread = min(nearest, MAX_SPREAD)
-    without_noise = np.clip(distances - spread * noise, 0, None)
-    np.fill_diagonal(without_noise, 0)
-    together, alone = np.zeros(len(Z), dtype=np.int64), np.arange(len(Z))
-    partitions = [labels for labels in candidates(Z, without_noise) if 1 < _count(labels) < len(Z)]
-    apart = APART * _usual(in_noise) * noise
-    scores = [_silhouette(without_noise, labels, apart) for labels in partitions]
-    best = partitions[int(np.argmax(scores))] if partitions else together
-    # judged in units of noise, where clients of one style look alike however few images some of them have
-    worth = _silhouette(in_noise, best, apart / noise) if partitions else 0.0
-    if worth < CLEAR and nearest > ALONE:
-        return alone
-    return best if worth >= WORTH else together
+def _from_data(Z: Array, distances: Array, n: Array, candidates: Candidates) -> Labels:
+    """The grouping of most evidence among those that the method proposes and what merging makes of them.
 
-
-def _usual(in_noise: Array) -> float:
-    """The spread v that the middle client shows beside its nearest, which for most is one of the same style."""
-    others = in_noise + np.diag(np.full(len(in_noise), np.inf))
-    return min(float(np.median(others.min(axis=1))), MAX_SPREAD)
-
-
-def _silhouette(distances: Array, labels: Labels, apart: Array) -> float:
-    """Mean silhouette (Rousseeuw 1987), where a client alone is held against `apart` (N, N) and not taken as 0.
-
-    It has no company to be nearer to than to the next cluster. In place of its mean distance to company stands the
-    least distance from that cluster at which it counts as of another style; taken as 0, no style of one client would
-    ever be told from its neighbour.
+    Methods that compare distances alone part a style of few clients, or join two of little spread; so no proposal is
+    taken as it is, and every client alone is one of them.
     """
-    values = silhouette_samples(distances, labels, metric="precomputed")
-    for one in np.flatnonzero(np.bincount(labels)[labels] == 1):
-        means = {
-            label: (distances[one, labels == label].mean(), apart[one, labels == label].mean())
-            for label in set(labels.tolist()) - {int(labels[one])}
-        }
-        other, least = min(means.values())
-        values[one] = (other - least) / max(other, least)
-    return float(values.mean())
+    proposals = [np.zeros(len(Z), dtype=np.int64), np.arange(len(Z)), *candidates(Z, distances)]
+    of_few = [_numbered(labels) for labels in proposals if _count(labels) <= MAX_GROUPS]
+    _, labels = max((merged(Z, n, labels) for labels in of_few), key=lambda found: found[0])
+    return labels
 
 
 def _agglomerative(Z: Array, distances: Array) -> list[Labels]:
@@ -179,21 +143,11 @@ def _kmeans(Z: Array, distances: Array) -> list[Labels]:
 
 
 def _hdbscan(Z: Array, distances: Array) -> list[Labels]:
-    """HDBSCAN (Campello et al. 2013) with clusters of 2 or more; each outlier gets a label of its own.
-
-    A client alone in its style is not an outlier to it: it belongs, by a small probability, to the cluster that it was
-    the last to fall out of. So there are further candidates, in which such clients are alone too.
-    """
-    found = HDBSCAN(min_cluster_size=2, min_samples=1, metric="precomputed", copy=True).fit(distances)
-    alone = [found.labels_ < 0, *(found.probabilities_ < least for least in FALLEN)]
-    return [_parted(found.labels_, ones) for ones in alone]
-
-
-def _parted(labels: Labels, alone: np.ndarray[Any, np.dtype[np.bool_]]) -> Labels:
-    """The labels, with one of its own for each client that is `alone`."""
-    labels = labels.copy()
+    """HDBSCAN (Campello et al. 2013) with clusters of 2 or more; each outlier gets a label of its own."""
+    labels = HDBSCAN(min_cluster_size=2, min_samples=1, metric="precomputed", copy=True).fit(distances).labels_
+    alone = labels < 0
     labels[alone] = labels.max() + 1 + np.arange(int(alone.sum()))
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return [labels]
 
 
 METHODS: Mapping[str, Candidates] = {"agglomerative": _agglomerative, "k-means": _kmeans, "hdbscan": _hdbscan}
@@ -223,10 +177,9 @@ def _cosine_distances(Z: Array) -> Array:
     return symmetric
 
 
-def _noise(n: Sequence[int]) -> Array:
-    """(1/n_i + 1/n_j) / 2, (N, N)."""
-    share = 1 / np.asarray(n, dtype=np.float64)
-    return (share[:, None] + share[None, :]) / 2
+def _numbered(labels: Labels) -> Labels:
+    """The same groups, numbered from 0."""
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def _unit(Z: Array) -> Array:

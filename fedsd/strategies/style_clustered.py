@@ -10,7 +10,7 @@ It moves messages and keeps the run going when nodes fail; what is computed from
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -30,6 +30,7 @@ from fedsd.strategies.round import Round
 from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
+from fedsd.values import strangers
 from fedsd.wire import Order, Profile, Update, lora_record, order_message, parse_lora, parse_update
 
 LOG = logging.getLogger("flwr.fedsd")
@@ -63,6 +64,7 @@ class StyleClusteredLoRA(Strategy):
         self._on_round = on_round
         self._profiles: dict[int, Profile] = {}  # by Flower's node id, of the nodes that can take part
         self._uplinks = Uplinks(self.schedule.upload_encoding, self.schedule.upload_seconds, self.schedule.poll)
+        self._strangers: set[str] = set()  # names in `schedule.availability` that nobody bears, as far as told
         self._deaths: Counter[str] = Counter()  # by client: workers that died while it was training
 
     def resume(self, previous: Round) -> None:
@@ -158,6 +160,7 @@ class StyleClusteredLoRA(Strategy):
         """The round's messages, built one at a time."""
         self._meet(server_round, grid)
         by_client = {profile.client: node for node, profile in self._profiles.items()}
+        self._name_strangers(server_round, by_client)
         # a client in whose hands two workers died is not asked a third time: it would take the last ones down
         able = [client for client in by_client if self._deaths[client] < 2]
         able = available(able, self.schedule.availability, self.schedule.seed, server_round)
@@ -196,6 +199,14 @@ class StyleClusteredLoRA(Strategy):
             self._tell("client.profile", client=profile.client, rank=profile.rank, n=profile.n)
         if not self._profiles:
             raise RuntimeError(f"round {server_round}: no node can take part; " + _joined(reasons | unfit))
+
+    def _name_strangers(self, server_round: int, clients: Collection[str]) -> None:
+        """Tell of each name in the availability that no client bears, once: it may be misspelt, or come later."""
+        for name, near in strangers(sorted(self.schedule.availability.keys() - self._strangers), clients).items():
+            reason = f"run.availability names {name}, and no client online bears that name; did you mean {near}?"
+            LOG.warning("round %d: %s", server_round, reason)
+            self._tell("client.unknown", round=server_round, client=name, nearest=near, reason=reason)
+            self._strangers.add(name)
 
     def _start_of(self, profile: Profile, initial: LoRA) -> tuple[int, LoRA, Arrays]:
         """A client's cluster, adapter and arrays to start from: its own, the nearest for a new client, or the mix."""

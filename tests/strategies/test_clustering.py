@@ -73,7 +73,9 @@ def test_clients_of_one_style_only_are_one_cluster(method, n, seed):
 @every_method
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_clients_that_all_differ_are_a_cluster_each(method, count):
-    found = cluster(clients(list(range(count)), [100] * count), [100] * count, method=method)
+    # as far apart as drawn styles are; at 0.2 it could as well be one style of wide spread, and evidence has it so
+    Z = clients(list(range(count)), [100] * count, apart=1.0)
+    found = cluster(Z, [100] * count, method=method)
     assert found.labels == tuple(range(count))
     assert found.silhouette is None
 
@@ -185,3 +187,15 @@ def test_a_client_alone_in_its_style_is_told_from_the_style_nearest_to_it(method
     turns[2] = 0.3
     Z = np.array([[np.cos(turn), np.sin(turn)] for turn in turns])
     assert cluster(Z, [50] * 5, method=method).labels == (0, 0, 0, 1, 1)
+
+
+@every_method
+@pytest.mark.parametrize("per_style", [2, 3, 4, 5])
+def test_few_clients_of_styles_of_unequal_spread_are_neither_parted_nor_joined(method, per_style):
+    rng = np.random.default_rng(per_style)
+    centres, spreads = rng.standard_normal((3, 8)), (0.5, 2.0, 6.0)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    styles = [style for style in range(3) for _ in range(per_style)]
+    noise = [(spreads[style] / 8 / 60) ** 0.5 * rng.standard_normal(8) for style in styles]
+    Z = np.stack([centres[style] + one for style, one in zip(styles, noise, strict=True)])
+    assert cluster(Z, [60] * len(styles), method=method).labels == tuple(styles)

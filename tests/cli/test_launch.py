@@ -1,0 +1,22 @@
+import json
+
+import pytest
+
+from fedsd import config as configuration
+from fedsd.cli.launch import plan
+from fedsd.cli.progress import Progress
+
+
+def test_a_share_for_a_client_that_there_is_not_is_an_error_before_anything_starts():
+    flat = configuration.defaults() | {"run.availability": "c1=0.5,c9=0.1"}
+    with pytest.raises(ValueError, match=r"names c9, and the clients are c0 to c3; did you mean c\d\?"):
+        plan(flat, 4, print)
+
+
+def test_the_progress_shows_the_server_warning_of_a_name_that_nobody_bears(tmp_path):
+    shown: list[str] = []
+    progress = Progress(tmp_path, shown.append)
+    event = {"event": "client.unknown", "round": 1, "client": "ana", "nearest": "anna", "reason": "did you mean anna?"}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    progress.poll()
+    assert shown == ["r1/0  ana  UNKNOWN  did you mean anna?"]
