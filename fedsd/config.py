@@ -23,7 +23,7 @@ METHODS = ("lora",)
 @dataclass(frozen=True)
 class RunConfig:
     """The run as a whole. timeout: seconds per round; tolerance: relative change of the mix that ends it; availability:
-    shares of the rounds in which clients are asked, by name.
+    shares of the rounds in which clients are asked, by name; record: keep the bytes that the server receives.
     """
 
     rounds: int
@@ -34,6 +34,7 @@ class RunConfig:
     timeout: float
     min_nodes: int
     availability: str
+    record: bool
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """What the style embedding z is taken from (line 30)."""
+    """What the style embedding z is taken from (line 30), and by what key it is hidden from the server."""
 
     source: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,14 @@ def _one_of(*allowed: str) -> tuple[Callable[[Value], bool], str]:
 
 
 RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
+    **dict.fromkeys(
+        ("run.seed", "base.size", "train.min-snr-gamma", "wire.upload-seconds", "cluster.leave-after"), _at_least(0)
+    ),
     "run.rounds": _at_least(1),
-    "run.seed": _at_least(0),
     "run.tolerance": _between(0, 1),
     "run.timeout": _at_least(1),
     "run.min-nodes": _at_least(1),
     "run.availability": (are_shares, 'pairs of a client and a share in (0, 1] as "c1=0.1,c3=0.5", or empty'),
-    "base.size": _at_least(0),
     "base.name": (lambda v: bool(str(v).strip()), '"tiny", a folder, a file or a hub name'),
     "data.per-style": _at_least(1),
     "data.template": (lambda v: "{label}" in str(v), 'a text that holds "{label}"'),
@@ -211,21 +214,19 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "train.batch-size": _at_least(1),
     "train.lr": _between(1e-9, 1),
     "train.text-lr": _between(0, 1),
-    "train.min-snr-gamma": _at_least(0),
     "train.precision": _one_of("float32", "bfloat16", "float16"),
     "train.caption-dropout": _between(0, 1),
     "style.source": _one_of("images", "prompts"),
+    "style.key": _one_of("none", "turn", "blur"),
     "strategy.name": _one_of(*STRATEGIES),
     "strategy.inside": _one_of(*RULES_FOR_LORA),
     "strategy.across": _one_of(*RULES_FOR_LORA),
     "strategy.stack-cap": (lambda v: v == 0 or (isinstance(v, int) and v >= 2), "0 or at least 2"),
     "strategy.participation": _one_of("none", "inverse-rate"),
-    "wire.upload-seconds": _at_least(0),
     "wire.encoding": _one_of("float32", "float16", "int8"),
     "cluster.method": _one_of("k-means", "agglomerative", "hdbscan"),
     "cluster.threshold": _between(0, 2),
     "cluster.outliers": _one_of("singleton", "nearest"),
-    "cluster.leave-after": _at_least(0),
     "mix.alpha": _between(0, 1),
     "mix.formula": _one_of("normalised", "literal"),
     "neutral.rank": _at_least(1),

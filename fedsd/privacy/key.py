@@ -84,6 +84,11 @@ def turn_back(z: Array, key: bytes) -> Array:
     return plain
 
 
+def hide_style(z: Array, how: str, key: bytes) -> Array:
+    """Return z as it leaves a device; how: "turn" or "blur", the settings of style.key besides "none"."""
+    return {"turn": turn, "blur": blur}[how](z, key)
+
+
 def turn_adapter(lora: LoRA, key: bytes) -> dict[str, Factor]:
     """Return P B A R of every layer, with matrices P and R of its own from the key."""
     return {
@@ -106,7 +111,7 @@ def turn_adapter_back(lora: LoRA, key: bytes) -> dict[str, Factor]:
     }
 
 
-def blur(z: Array, key: bytes, width: float, size: int = 1024) -> Array:
+def blur(z: Array, key: bytes, width: float = 0.2, size: int = 1024) -> Array:
     """Return keyed random Fourier features (..., size) of z, of length 1: cosines become exp(-‖z - z'‖² / 2 width²).
 
     Styles farther apart than a few widths are all equally far, so that their mutual distances say nothing; those much
