@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedsd.cli import adapter_commands
+from fedsd.cli import adapter_commands, audit_commands
 from fedsd.config import Value
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Folders of pictures.")
 app.add_typer(data_app, name="data")
 app.command()(adapter_commands.neutralize)
 app.command()(adapter_commands.export)
+app.add_typer(audit_commands.app, name="audit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Argument(help="Run folder, as printed by `fedsd run`.")]

@@ -17,7 +17,7 @@ from fedsd.lowrank import Array, LoRA, inner, singular_values
 
 Guesses: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-TRIED_ALL = 20_000  # assignments that are tried one by one; above, a search takes their place
+TRIED_ALL = 50_000  # assignments that are tried one by one; above, a search takes their place
 
 
 def nearest_vocabulary(vectors: Array, words: Array, *, metric: str = "cosine") -> int:
@@ -99,13 +99,14 @@ def _assignment(seen: Array, known: Array) -> Guesses:
     return np.asarray(found.col_ind[:k], np.int64)
 
 
-def linkage(before: Array, after: Array) -> Guesses:
-    """A5: which row of `before` (N, D) each row of `after` (M, D) comes from the same device as.
+def linkage(similarity: Array) -> Guesses:
+    """A5: which of N known devices each of M uploads under other names comes from; similarity (M, N), -1 for none.
 
-    The assignment of largest total cosine (Kuhn 1955): linking records across releases (Narayanan and Shmatikov 2008).
+    The assignment of largest total similarity (Kuhn 1955): linking records across releases, as Narayanan and Shmatikov
+    2008 (arXiv cs/0610105) do it.
     """
-    rows, columns = linear_sum_assignment(-(_unit(after) @ _unit(before).T))
-    linked = np.full(len(after), -1, np.int64)
+    rows, columns = linear_sum_assignment(-similarity)
+    linked = np.full(len(similarity), -1, np.int64)
     linked[rows] = columns
     return linked
 
@@ -128,7 +129,7 @@ def shadow_adapter(observed: LoRA, shadows: Sequence[LoRA], styles: Sequence[int
 
     Nothing is formed densely, and how a product is factored does not matter.
     """
-    products = np.array([[_inner(a, b) for b in (observed, *shadows)] for a in (observed, *shadows)])
+    products = inner_products([observed, *shadows], [observed, *shadows])
     # centred on the shadows' mean, in the space that the inner products span
     weights = np.array([0.0, *[1 / len(shadows)] * len(shadows)])
     mean = products @ weights
@@ -139,6 +140,11 @@ def shadow_adapter(observed: LoRA, shadows: Sequence[LoRA], styles: Sequence[int
     return max(means, key=lambda style: means[style])
 
 
+def inner_products(left: Sequence[LoRA], right: Sequence[LoRA]) -> Array:
+    """<ΔΘ_i, ΔΘ_j> over the layers that both have, (len(left), len(right)) float64."""
+    return np.array([[sum(inner(a[layer], b[layer]) for layer in a.keys() & b.keys()) for b in right] for a in left])
+
+
 def spectrum(lora: LoRA, keep: int = 4) -> Array:
     """What no orthogonal key hides of an adapter: log of each layer's `keep` largest singular values and its norm."""
     rows = []
@@ -147,11 +153,6 @@ def spectrum(lora: LoRA, keep: int = 4) -> Array:
         rows.append(np.log(np.concatenate([[np.linalg.norm(S)], S, np.zeros(keep - len(S))]) + 1e-8))
     features: Array = np.concatenate(rows)
     return features
-
-
-def _inner(a: LoRA, b: LoRA) -> float:
-    """Σ over layers of trace(ΔW_aᵀ ΔW_b), by the small cores alone."""
-    return float(sum(inner(a[layer], b[layer]) for layer in a.keys() & b.keys()))
 
 
 def _unit(rows: Array) -> Array:
