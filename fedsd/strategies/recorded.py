@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flwr.app import Message, MessageType, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as Packed
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as Packed
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError
@@ -17,7 +17,7 @@ FOLDER = "received"
 
 
 class Recorded(Grid):
-    """`grid`, which writes the content of every reply to received/ in the run folder before anybody reads it."""
+    """`grid`, which writes every reply that has content to received/ in the run folder before anybody reads it."""
 
     def __init__(self, grid: Grid, folder: RunFolder) -> None:
         self._grid, self._folder = grid, folder
@@ -29,7 +29,7 @@ class Recorded(Grid):
             if message.has_content():
                 kind = message.metadata.message_type.replace(".", "_")
                 group = message.metadata.group_id or "0"
-                packed = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
+                packed = message_to_proto(message).SerializeToString(deterministic=True)
                 self._folder.write(f"{FOLDER}/{self._count:06d}-{group}-{kind}.bin", packed)
                 self._count += 1
             yield message
@@ -72,7 +72,7 @@ def received_updates(folder: Path) -> dict[int, dict[str, Update]]:
         packed = Packed()
         try:
             packed.ParseFromString(file.read_bytes())
-            update = parse_update(Message(recorddict_from_proto(packed), 0, MessageType.TRAIN))
+            update = parse_update(message_from_proto(packed))
         except (DecodeError, ValueError) as error:
             raise ValueError(f"{file} is not what a client sent: {error}; run again") from error
         found.setdefault(int(file.name.split("-")[1]), {})[update.client] = update
