@@ -10,8 +10,8 @@ import torch
 
 from fedsd.base import denoise
 from fedsd.base.load import Base, Clip
-from fedsd.base.tokens import Placeholder, Token, with_token, word_vectors
-from fedsd.base.training import Descent, Pictures, Shared
+from fedsd.base.tokens import Token, with_token, word_vectors
+from fedsd.base.training import Pictures
 from fedsd.cli.attacker import Attacker, drawings
 from fedsd.cli.sampling import Finished
 from fedsd.client_app import private_root
@@ -19,13 +19,12 @@ from fedsd.data.images import pixels
 from fedsd.hybrid.client import Drawing, request
 from fedsd.hybrid.protocol import parse_ask
 from fedsd.lowrank import Array
-from fedsd.methods import textual_inversion
 from fedsd.privacy import attacks
+from fedsd.privacy.private_token import private_token
 from fedsd.store import PrivateFolder
+from fedsd.strategies.roster import client_seed
 
 IES = "IES"
-NAME = "<user-s>"
-KEPT = "audited-token"
 STEPS = 40  # that a device takes for its word where it has learnt none yet
 SPLIT = denoise.Split(20, 6, 1.5)
 TokenRow = tuple[str, str, str, str, float, float, int, bool]
@@ -34,18 +33,11 @@ TokenRow = tuple[str, str, str, str, float, float, int, bool]
 def learnt(run: Finished, client: str, base: Base) -> Token:
     """Return a simulated client's private word: the one in its private folder, or one learnt now and kept there."""
     private = PrivateFolder(private_root(run.config.node.private_dir), client)
-    if (kept := private.load(KEPT)) is not None and kept[0]["token"].shape[1] == base.text_encoder.config.hidden_size:
-        return Token(NAME, kept[0]["token"])
     examples = run.examples[client]
     latents = denoise.encode_pixels(base, torch.from_numpy(pixels(examples, run.config.base.size or base.size)))
-    descent = Descent(STEPS, run.config.train.batch_size, 0.0, "float32", 0.0)
-    settings = textual_inversion.Settings(descent, Placeholder(NAME), 5e-3)
-    fit = textual_inversion.fit(
-        base, Pictures(latents, [example.caption for example in examples]), Shared(), {},
-        seed=int(client[1:]), settings=settings,
-    )  # fmt: skip
-    private.save(KEPT, {"token": fit.own["token"]})
-    return Token(NAME, fit.own["token"])
+    pictures = Pictures(latents, [example.caption for example in examples])
+    batch, seed = run.config.train.batch_size, client_seed(run.config.run.seed, 0, client)
+    return private_token(private, base, pictures, steps=STEPS, batch=batch, seed=seed)
 
 
 def token_rows(
@@ -61,7 +53,7 @@ def token_rows(
     for client in clients:
         token = learnt(run, client, base)
         carrying = with_token(base, token)
-        spoken = [f"{prompt} in {NAME} style" for prompt in asked]
+        spoken = [f"{prompt} in {token.name} style" for prompt in asked]
         guesses["A1 cosine"].append(attacks.nearest_vocabulary(token.vectors, table))
         guesses["A1 L2"].append(attacks.nearest_vocabulary(token.vectors, table, metric="l2"))
         guesses["A2 encoder"].append(attacks.encoder_match(_states(carrying, spoken), known))
@@ -72,7 +64,7 @@ def token_rows(
     ]
     ways = {
         "none: the style's word": [f"{{prompt}} in {words[int(style)]} style" for style in truth],
-        "renamed, vector kept": [f"{{prompt}} in {NAME} style"] * len(clients),
+        "renamed, vector kept": ["{prompt} in <user-s> style"] * len(clients),
         "generic prompt": ["{prompt}"] * len(clients),
     }
     for defence, texts in ways.items():
