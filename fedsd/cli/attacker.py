@@ -3,7 +3,6 @@
 He knows the run config, the base and the open_clip model, as a server of the run does, and which styles there may be.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +55,10 @@ class Attacker:
         return [shadow.style for shadow in self.shadows]
 
 
-def public_pictures(config: configuration.Config, styles: Sequence[str], bank: Path | None) -> dict[str, list[Example]]:
-    """Return public pictures by style: those of a folder, or drawn ones with a seed of their own.
+def public_pictures(
+    config: configuration.Config, styles: Sequence[str], bank: Path | None, cache: Path
+) -> dict[str, list[Example]]:
+    """Return public pictures by style: those of a folder, or drawn ones with a seed of their own, kept in `cache`.
 
     Raises ValueError when a style has fewer than two.
     """
@@ -68,9 +69,8 @@ def public_pictures(config: configuration.Config, styles: Sequence[str], bank: P
             "the attacker needs public pictures of the run's styles; give a folder with one for each style (--bank)"
         )
     else:
-        root = Path(tempfile.gettempdir()) / f"fedsd-bank-{BANK_SEED}-{'-'.join(styles)}"
-        drawn.write(root, styles, PER_STYLE, BANK_SEED)
-        examples = read(root, Layout(template=config.data.template))
+        drawn.write(cache, styles, PER_STYLE, BANK_SEED)
+        examples = read(cache, Layout(template=config.data.template))
     found = {style: [example for example in examples if example.style == style] for style in styles}
     if poor := [style for style, mine in found.items() if len(mine) < 2]:
         raise ValueError(f"the attacker has fewer than two public pictures of {poor[0]}; put more into --bank")

@@ -72,9 +72,8 @@ def audit(
     base, clip = load.load(run.config.base.name), load.load_clip()
     prompts = [run.config.data.template.format(label=label) for label in LABELS]
     say(f"the attacker prepares: public pictures of {', '.join(styles)}, {shadows} shadows of each")
-    attacker = know(
-        run.config, base, clip, public_pictures(run.config, styles, bank), shadows=shadows, prompts=prompts
-    )
+    pictures = public_pictures(run.config, styles, bank, folder / "audit" / "pictures")
+    attacker = know(run.config, base, clip, pictures, shadows=shadows, prompts=prompts)
     truth = np.array([styles.index(run.style_of[client]) for client in sorted(updates[max(updates)])])
     say("attacking z")
     rows = style_rows(run, updates[max(updates)], attacker, truth, clip, keys)
