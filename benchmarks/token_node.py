@@ -1,4 +1,4 @@
-"""Simulated clients that learn a private word and then their LoRA on captions with it; `tokens.py` puts this into a run.
+"""Simulated clients that learn a private word, then their LoRA on captions with it; `tokens.py` puts this into a run.
 
 The word stays in the private folder and the reply is the product's: adapter, z, n, rank, loss.
 """

@@ -28,9 +28,10 @@ CLIENTS = 8
 TARGET = "<= 0.05"
 HEAD = """# Private words: what the servers can tell
 
-Each attack guesses a device's style from what was seen; "right" is the share of devices for which it is right, and chance that of a guess. "Sent" marks
-what a run with the settings as shipped really sends. "Grouping" is the adjusted Rand index of the server's clusters and the true
-styles under that defence: what it costs. A5 asks who it was, not which style, and does not count for the worst."""
+Each attack guesses a device's style from what was seen; "right" is the share of devices for which it is right, and
+chance that of a guess. "Sent" marks what a run with the settings as shipped really sends. "Grouping" is the adjusted
+Rand index of the server's clusters and the true styles under that defence: what it costs. A5 asks who it was, not which
+style, and does not count for the worst."""
 
 
 def main() -> None:
@@ -92,11 +93,11 @@ def section(mode: str, result: Mapping[str, Any]) -> str:
     worst = result["worst"]
     return "\n".join([
         f"## {mode}", "",
-        f"{result['clients']} clients, {len(result['styles'])} styles, `style.key = \"{result['style_key']}\"`; accuracies under a key "
-        f"are means over {result['keys']} keys; {result['shadows']} shadows of each style.", "",
+        f"{result['clients']} clients, {len(result['styles'])} styles, `style.key = \"{result['style_key']}\"`; "
+        f"accuracies under a key are means over {result['keys']} keys; {result['shadows']} shadows of each style.", "",
         table(("server", "attack", "on", "defence", "right", "chance", "grouping", "sent"), rows), "",
-        f"Worst for the style of what is sent: {worst['attack']} on the {worst['seen']}, {worst['accuracy']:.3f} against "
-        f"{worst['chance']:.3f}, which is {worst['over_chance']:+.3f} (target {TARGET}).", "",
+        f"Worst for the style of what is sent: {worst['attack']} on the {worst['seen']}, {worst['accuracy']:.3f} "
+        f"against {worst['chance']:.3f}, which is {worst['over_chance']:+.3f} (target {TARGET}).", "",
         "`python benchmarks/tokens.py`",
     ])  # fmt: skip
 

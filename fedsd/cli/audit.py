@@ -19,8 +19,8 @@ from fedsd.base.load import Base, Clip
 from fedsd.cli import sampling
 from fedsd.cli.attacker import Attacker, drawings, know, public_pictures
 from fedsd.cli.audit_tokens import token_rows
-from fedsd.client_app import Node, private_root, style_of
 from fedsd.cli.sampling import Finished
+from fedsd.client_app import Node, private_root, style_of
 from fedsd.data.images import pixels
 from fedsd.lowrank import Array, LoRA
 from fedsd.privacy import attacks, key
@@ -193,7 +193,7 @@ def adapter_rows(
 
 
 def _plain_style(run: Finished, client: str, clip: Clip) -> Array:
-    """z (D,) of a simulated client before any key."""
+    """The z (D,) of a simulated client before any key."""
     examples = run.examples[client]
     node = Node(client, 1, PrivateFolder(private_root(run.config.node.private_dir), client), examples)
     return style_of(node, run.config, pixels(examples, run.config.base.size or load.load(run.config.base.name).size))

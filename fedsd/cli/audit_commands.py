@@ -28,7 +28,5 @@ def tokens(
     """Guess every device's style from the bytes that the servers received, by the attacks A1 to A6, beside chance."""
     from fedsd.cli.audit import audit, table
 
-    result = audit(
-        folder.absolute(), bank=bank, shadows=shadows, keys=keys, say=(lambda _: None) if as_json else print
-    )
+    result = audit(folder.absolute(), bank=bank, shadows=shadows, keys=keys, say=(lambda _: None) if as_json else print)
     print(json.dumps(result) if as_json else table(result))

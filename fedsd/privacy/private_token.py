@@ -11,7 +11,9 @@ NAME = "private-token"
 LR = 5e-3
 
 
-def private_token(private: PrivateFolder, base: Base, pictures: Pictures, *, steps: int, batch: int, seed: int) -> Token:
+def private_token(
+    private: PrivateFolder, base: Base, pictures: Pictures, *, steps: int, batch: int, seed: int
+) -> Token:
     """Return the word `<user-s>` of the node that has `private`: as kept, or learnt now in `steps` steps and kept.
 
     It is registered among the words that are never sent. Raises ValueError as textual inversion does.

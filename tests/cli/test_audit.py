@@ -139,7 +139,7 @@ def test_what_cannot_be_audited_is_refused(
 
 def test_pictures_of_a_folder_need_a_bank(tmp_path: Path) -> None:
     typed = config.from_run_config(config.defaults() | {"data.root": "/pictures"})
-    with pytest.raises(ValueError, match="needs public pictures of the run's styles; give a folder .*--bank"):
+    with pytest.raises(ValueError, match=r"needs public pictures of the run's styles; give a folder .*--bank"):
         attacker.public_pictures(typed, ["sketch"], None, tmp_path)
 
 

@@ -118,7 +118,9 @@ def test_a6_weighs_features_by_how_much_they_vary() -> None:
 
 def test_a_spectrum_is_the_same_under_a_key_and_tells_sizes_apart() -> None:
     small = lora(0, 1)
-    np.testing.assert_allclose(attacks.spectrum(key.turn_adapter(small, keys(1)[0])), attacks.spectrum(small), atol=1e-9)
+    np.testing.assert_allclose(
+        attacks.spectrum(key.turn_adapter(small, keys(1)[0])), attacks.spectrum(small), atol=1e-9
+    )
     large = {layer: Factor(3 * factor.B, factor.A) for layer, factor in small.items()}
     assert attacks.spectrum(small).shape == (2 * 5,)
     difference = attacks.spectrum(large) - attacks.spectrum(small)

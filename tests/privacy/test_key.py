@@ -25,9 +25,7 @@ def styles(groups: int = 3, each: int = 4, size: int = 24, spread: float = 0.1) 
 
 def adapters() -> list[dict[str, Factor]]:
     rng = np.random.default_rng(1)
-    return [
-        {"unet.a": Factor(rng.standard_normal((9, r)), rng.standard_normal((r, 7)))} for r in (2, 3)
-    ]
+    return [{"unet.a": Factor(rng.standard_normal((9, r)), rng.standard_normal((r, 7)))} for r in (2, 3)]
 
 
 def test_the_matrix_is_orthogonal_and_follows_from_key_name_and_size() -> None:
@@ -124,5 +122,5 @@ def test_a_file_without_a_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_key_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read .FileNotFoundError.; make one with"):
+    with pytest.raises(ValueError, match=r"cannot be read .FileNotFoundError.; make one with"):
         key.read_key(tmp_path / "none")

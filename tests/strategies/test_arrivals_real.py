@@ -83,7 +83,10 @@ def test_a_federations_key_changes_no_decision(clients):
         found = []
         for table in (clients, turned):
             known = aggregate_round([other for key, other in table.items() if key != name], None, SETTINGS, 1)
-            arrival, after = arrive(table[name].z, table[name].n, known), aggregate_round([table[name]], known, SETTINGS, 2)
+            arrival, after = (
+                arrive(table[name].z, table[name].n, known),
+                aggregate_round([table[name]], known, SETTINGS, 2),
+            )
             groups = {cluster: (one.members, round(one.beta, 4)) for cluster, one in after.clusters.items()}
             found.append((arrival.kind, arrival.cluster, groups, arrival.distance))
         assert found[0][:3] == found[1][:3]
