@@ -20,6 +20,7 @@ from fedsd.hybrid.client import Drawing, request
 from fedsd.hybrid.protocol import parse_ask
 from fedsd.lowrank import Array
 from fedsd.privacy import attacks
+from fedsd.privacy.attacks import Guesses
 from fedsd.privacy.private_token import private_token
 from fedsd.store import PrivateFolder
 from fedsd.strategies.roster import client_seed
@@ -41,7 +42,7 @@ def learnt(run: Finished, client: str, base: Base) -> Token:
 
 
 def token_rows(
-    run: Finished, attacker: Attacker, truth: Array, base: Base, clip: Clip, labels: Sequence[str]
+    run: Finished, attacker: Attacker, truth: Guesses, base: Base, clip: Clip, labels: Sequence[str]
 ) -> list[TokenRow]:
     """A1 to A3 on the vectors, were they sent, and A2 on the words of the requests that the IES gets."""
     clients, chance = sorted(run.examples), 1 / len(attacker.styles)
@@ -59,7 +60,7 @@ def token_rows(
         guesses["A2 encoder"].append(attacks.encoder_match(_states(carrying, spoken), known))
         guesses["A3 draw with it"].append(attacks.drawn_style(drawings(carrying, clip, {}, spoken), attacker.looks))
     rows: list[TokenRow] = [
-        (IES, name, "token", "none: the vector is sent", float(np.mean(found == truth)), chance, len(truth), False)
+        (IES, name, "token", "none: the vector is sent", _right(found, truth), chance, len(truth), False)
         for name, found in guesses.items()
     ]
     ways = {
@@ -70,7 +71,7 @@ def token_rows(
     for defence, texts in ways.items():
         found = [attacks.encoder_match(_read_by_server(base, text, asked), known) for text in texts]
         rows.append((
-            IES, "A2 encoder", "request", defence, float(np.mean(found == truth)), chance, len(truth),
+            IES, "A2 encoder", "request", defence, _right(found, truth), chance, len(truth),
             defence == "generic prompt",
         ))  # fmt: skip
     return rows
@@ -84,6 +85,10 @@ def _read_by_server(base: Base, text: str, prompts: Sequence[str]) -> Array:
         body, _ = request(base, Drawing(prompt=prompt, generic=generic, seed=0, split=SPLIT))
         read.append(parse_ask(body).prompt)
     return _states(base, read)
+
+
+def _right(guesses: Sequence[int], truth: Guesses) -> float:
+    return float(np.mean(np.asarray(guesses) == truth))
 
 
 def _states(base: Base, prompts: list[str]) -> Array:

@@ -86,7 +86,7 @@ def turn_back(z: Array, key: bytes) -> Array:
 
 def hide_style(z: Array, how: str, key: bytes) -> Array:
     """Return z as it leaves a device; how: "turn" or "blur", the settings of style.key besides "none"."""
-    return {"turn": turn, "blur": blur}[how](z, key)
+    return turn(z, key) if how == "turn" else blur(z, key)
 
 
 def turn_adapter(lora: LoRA, key: bytes) -> dict[str, Factor]:
