@@ -114,9 +114,11 @@ def style_rows(
     shipped = {"none": "none", "turn": "turned by a key", "blur": "blurred by a key"}[how]
     rows = _style_attacks("as received", [received], n, attacker, truth)
     for defence, hide in defences.items():
-        tries = [hide(plain, seed) for seed in range(1 if defence == "none" else keys)]
+        # what was received under one key and is turned again is as likely as what another key would have given
+        seen = received if defence == shipped and how != "blur" else plain
+        tries = [hide(seen, seed) for seed in range(1 if defence == "none" else keys)]
         rows += _style_attacks(defence, tries, n, attacker, truth)
-        again = [hide(plain, keys + seed) for seed in range(len(tries))]
+        again = [hide(seen, keys + seed) for seed in range(len(tries))]
         rows += _link_rows("z", defence, tries, again, defence == shipped)
     # the received bytes are one draw of the key, and few clients are right or wrong together: the mean over keys counts
     return [replace(row, shipped=row.defence == shipped) for row in rows]
