@@ -121,7 +121,7 @@ def test_a_private_word_is_kept_by_its_node_and_never_sent(audited: tuple[Path, 
     ("changes", "said"),
     [
         ({"run.record": False}, "none of the bytes"),
-        ({"data.styles": "sketch"}, "all clients of"),
+        ({"data.styles": "sketch", "data.per-style": 12}, "all clients of"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(
