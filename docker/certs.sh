@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make a certificate authority, a server certificate, and a key pair for each node. Existing files are kept.
+# Make a certificate authority, a server certificate, a key pair for each node, and the federation's key, which is for the
+# nodes alone. Existing files are kept.
 #
 #   docker/certs.sh FOLDER NODE...            e.g. docker/certs.sh certs a b
 #   HOSTS=DNS:tes.example.org docker/certs.sh certs a b     adds names that the server is reached by
@@ -28,4 +29,5 @@ fi
 for node in "$@"; do
     [ -e "$node" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -C "$node" -f "$node"
 done
+[ -e federation.key ] || openssl rand -hex 32 > federation.key
 chmod 644 ca.crt server.pem ./*.pub

@@ -1,7 +1,7 @@
 """The node's side in Flower: it unpacks an order, trains, and replies (Algorithm 1, ClientUpdate, lines 28-31).
 
 The same code runs in simulation, where `partition-id` picks a share of one folder, and in deployment, where the node
-config names the node's own folder: `name`, `data-root`, `private-dir`, `rank`.
+config names the node's own folder: `name`, `data-root`, `private-dir`, `rank`, `key`.
 """
 
 import logging
@@ -29,6 +29,7 @@ from fedsd.data.example import Example
 from fedsd.data.images import pixels as read_pixels
 from fedsd.lowrank import Array, Factor, LoRA
 from fedsd.methods.table import METHODS, Method, Place
+from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
 from fedsd.store import PrivateFolder
 
@@ -79,6 +80,18 @@ def identify(context: Context, config: configuration.Config) -> Node:
     return Node(client, Place(config, rank, root / CACHE), PrivateFolder(root, client), examples)
 
 
+def hidden_style(z: np.ndarray, context: Context, config: configuration.Config) -> np.ndarray:
+    """Return z (D,) as the server may see it: by the key of this node's federation, unless style.key is none."""
+    if config.style.key == "none":
+        return z
+    if not _deployed(context):
+        key = federation.simulated_key(private_root(config.node.private_dir))
+    else:
+        own = context.node_config
+        key = federation.read_key(Path(str(own.get("key", Path(str(own["private-dir"])) / federation.FILE))))
+    return federation.hide_style(z, config.style.key, key)
+
+
 def _deployed(context: Context) -> bool:
     """Say whether this is a node with a folder of its own; ValueError names what its node config lacks."""
     own = context.node_config
@@ -122,21 +135,23 @@ def prepare(node: Node, config: configuration.Config, base: load.Base) -> Prepar
 
 
 def ready(context: Context, config: configuration.Config, base: load.Base) -> tuple[Node, Prepared]:
-    """Return who this node is and its pictures, prepared.
+    """Return who this node is and its pictures, prepared, with z as it may leave.
 
-    Flower sends an error's text to the server. The text of one about a deployed node's pictures names paths and
+    Flower sends an error's text to the server. The text of one about a deployed node's pictures or key names paths and
     captions, so it goes to the node's own log, and the server learns no more than that there is one.
     """
     deployed = _deployed(context)
     try:
         node = identify(context, config)
-        return node, prepare(node, config, base)
+        prepared = prepare(node, config, base)
+        return node, replace(prepared, z=hidden_style(prepared.z, context, config))
     except Exception as error:
         if not deployed:
             raise
-        logging.getLogger(__name__).exception("the pictures of this node cannot be used")
+        logging.getLogger(__name__).exception("the pictures or the key of this node cannot be used")
         kind = type(error).__name__
-        raise ValueError(f"the pictures of this node cannot be used ({kind}); the node's own log says why") from None
+        what = "the pictures or the key of this node"
+        raise ValueError(f"{what} cannot be used ({kind}); the node's own log says why") from None
 
 
 def kept_before(private: PrivateFolder, run: str, server_round: int) -> dict[str, Array]:

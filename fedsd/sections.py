@@ -19,6 +19,7 @@ class RunConfig:
     timeout: float
     min_nodes: int
     availability: str
+    record: bool
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """What the style embedding z is taken from (line 30)."""
+    """What the style embedding z is taken from (line 30), and by what key it is hidden from the server."""
 
     source: str
+    key: str
 
 
 @dataclass(frozen=True)

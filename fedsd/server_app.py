@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsd import config as configuration
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings
+from fedsd.strategies.recorded import Recorded
 from fedsd.strategies.round import Round, arrays_of, from_state, to_state
 from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.style_clustered import StyleClusteredLoRA
@@ -98,4 +99,6 @@ def main(grid: Grid, context: Context) -> None:
         "event": "run.start", "run": folder.path.name, "rounds": config.run.rounds,
         "strategy": config.strategy.name, "method": config.method.name,
     })  # fmt: skip
+    if config.run.record:
+        grid = Recorded(grid, folder)
     strategy.start(grid, ArrayRecord(), num_rounds=config.run.rounds, timeout=config.run.timeout)

@@ -18,6 +18,7 @@ from fedsd.base.denoise import encode_pixels
 from fedsd.base.training import Descent
 from fedsd.data.images import pixels
 from fedsd.methods import lora
+from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
 
 STYLES = {"gouachework": (200, 60, 40), "quillwork": (30, 60, 220)}
@@ -50,7 +51,7 @@ def run_config(base_folder: Path, pictures: Path, tmp_path: Path) -> Iterator[di
     load.load.cache_clear()
     yield config.defaults() | {
         "base.name": str(base_folder), "data.root": str(pictures), "node.private-dir": str(tmp_path / "nodes"),
-        "train.steps": 2, "train.batch-size": 4, "lora.ranks": "2,3",
+        "train.steps": 2, "train.batch-size": 4, "lora.ranks": "2,3", "style.key": "none",
     }  # fmt: skip
     load.load.cache_clear()
 
@@ -293,7 +294,8 @@ def test_error_about_a_deployed_nodes_pictures_stays_there(
     node = deployed(run_config, pictures, tmp_path, **{"data-root": str(damaged)})
     for reply, _ in (query(node), order(node)):
         assert (
-            "the pictures of this node cannot be used (ValueError); the node's own log says why" in reply.error.reason
+            "the pictures or the key of this node cannot be used (ValueError); the node's own log says why"
+            in reply.error.reason
         )
         assert not any(word in reply.error.reason for word in SECRETS)
     assert "portrait0.png" in caplog.text
@@ -335,3 +337,45 @@ def test_malformed_order_is_refused(run_config: dict) -> None:
     LocalGrid(client_app.app, {})
     reply, _ = ask(simulated(run_config), Message(RecordDict(), 7, "train"))
     assert "the message lacks" in reply.error.reason
+
+
+@pytest.mark.parametrize("how", ["turn", "blur"])
+def test_z_leaves_hidden_by_the_key_which_stays(run_config: dict, tmp_path: Path, how: str) -> None:
+    keyed, plain = run_config | {"style.key": how}, wire.parse_profile(query(simulated(run_config))[0]).z
+    assert not (tmp_path / "nodes" / federation.FILE).exists()
+    profile, asked = query(simulated(keyed))
+    key = federation.read_key(tmp_path / "nodes" / federation.FILE)
+    wanted = federation.hide_style(plain, how, key)
+    np.testing.assert_array_equal(wire.parse_profile(profile).z, wanted)
+    reply, trained = order(simulated(keyed))
+    np.testing.assert_array_equal(wire.parse_update(reply).z, wanted)
+    for grid in (asked, trained):
+        assert wanted.tobytes() in sent(grid)
+        assert not any(secret in sent(grid) for secret in (plain.tobytes(), key, key.hex().encode()))
+
+
+def test_simulated_nodes_share_a_key_and_so_keep_their_cosines(run_config: dict) -> None:
+    found = {
+        how: np.stack([
+            wire.parse_profile(query(simulated(run_config | {"style.key": how}, number))[0]).z for number in range(4)
+        ])
+        for how in ("none", "turn")
+    }  # fmt: skip
+    np.testing.assert_allclose(found["turn"] @ found["turn"].T, found["none"] @ found["none"].T, atol=1e-6)
+    assert np.abs(found["turn"] - found["none"]).max() > 0.05
+
+
+def test_a_deployed_node_reads_its_key_from_its_own_disk(
+    run_config: dict, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyed = run_config | {"style.key": "turn"}
+    reply, _ = query(deployed(keyed, pictures, tmp_path))
+    assert "the pictures or the key of this node cannot be used (ValueError)" in reply.error.reason
+    assert str(tmp_path) not in reply.error.reason and "openssl rand -hex 32" in caplog.text
+    (tmp_path / "own").mkdir(exist_ok=True)
+    (tmp_path / "own" / federation.FILE).write_text("ab" * 32)
+    (tmp_path / "named.key").write_text("cd" * 32)
+    plain = wire.parse_profile(query(deployed(run_config, pictures, tmp_path))[0]).z
+    for more, key in (({}, b"\xab" * 32), ({"key": str(tmp_path / "named.key")}, b"\xcd" * 32)):
+        got = wire.parse_profile(query(deployed(keyed, pictures, tmp_path, **more))[0]).z
+        np.testing.assert_array_equal(got, federation.turn(plain, key))

@@ -17,6 +17,7 @@ import pytest
 
 from fedsd.cli.run import free_port
 from fedsd.data import drawn
+from fedsd.privacy.key import read_key
 from fedsd.store import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,12 +132,14 @@ def test_a_key_that_is_not_registered_is_refused(site: Site) -> None:
 
 def test_two_rounds_on_two_nodes_with_pictures_of_their_own(site: Site) -> None:
     folder = site.home / "run"
+    key = site.certs / "federation.key"
+    secret = read_key(key)
     with ExitStack() as nodes:
         for name, (style, rank) in NODES.items():
             pictures, private = site.home / "pictures" / name, site.home / "private" / name
             drawn.write(pictures, [style], 12, seed=0)
             (pictures / style).rename(pictures / PRIVATE_WORD)
-            config = f'name="{name}" data-root="{pictures}" private-dir="{private}" rank={rank}'
+            config = f'name="{name}" data-root="{pictures}" private-dir="{private}" rank={rank} key="{key}"'
             nodes.enter_context(site.running(name, site.supernode(name, config)))
         settings = f'run.folder="{folder}" run.rounds=2 run.min-nodes=2 train.steps=2 train.batch-size=4'
         run_id = str(site.flwr("run", ".", "edge", "--run-config", settings)["run-id"])
@@ -153,7 +156,7 @@ def test_two_rounds_on_two_nodes_with_pictures_of_their_own(site: Site) -> None:
     assert sorted(state["clients"]) == ["a", "b"]
     assert {factor.rank for factor in loras["clients/a"].values()} == {4}
     assert (folder / "loras" / "neutral" / "pytorch_lora_weights.safetensors").is_file()
-    _check_privacy(site, folder)
+    _check_privacy(site, folder, secret)
 
 
 def _status(site: Site, run_id: str) -> str:
@@ -168,10 +171,12 @@ def _status(site: Site, run_id: str) -> str:
         time.sleep(2)
 
 
-def _check_privacy(site: Site, folder: Path) -> None:
+def _check_privacy(site: Site, folder: Path, secret: bytes) -> None:
     """What a node keeps is in its own private folder; no plain style word has reached the server."""
     for name in NODES:
         assert any(path.is_file() for path in (site.home / "private" / name).rglob("*"))
     for path in [*folder.rglob("*"), site.home / "superlink.log", site.home / "state.db"]:
         if path.is_file():
-            assert PRIVATE_WORD.encode() not in path.read_bytes(), f"{path} holds a style word"
+            content = path.read_bytes()
+            assert PRIVATE_WORD.encode() not in content, f"{path} holds a style word"
+            assert secret.hex().encode() not in content and secret not in content, f"{path} holds the key"

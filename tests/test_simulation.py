@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from fedsd.cli import main
+from fedsd.privacy.key import FILE, read_key, turn
 from fedsd.store import RunFolder
+from fedsd.strategies.recorded import received_updates
 
 RANKS = {"c0": 2, "c1": 3, "c2": 4, "c3": 8}
 
@@ -88,6 +90,36 @@ def test_two_rounds_with_four_clients_of_unequal_rank(fedsd_run: Run) -> None:
     assert (ended.folder / "loras" / "mix" / "pytorch_lora_weights.safetensors").is_file()
     assert "r2/2  clusters 2 {c0,c1} {c2,c3}" in ended.out
     assert "done  2 rounds" in ended.out
+
+
+def test_the_key_hides_z_from_the_server_and_changes_no_cluster_also_after_a_resume(
+    fedsd_run: Run, nodes: Path, tmp_path: Path
+) -> None:
+    """One round and a resumed second with the key, and the same without: two real runs on the engine."""
+    found = {}
+    for how in ("turn", "none"):
+        options = ("-s", "train.steps=1", "-s", f"style.key={how}", "-s", "run.record=true")
+        assert fedsd_run(*options, "-s", "run.rounds=1").code == 0
+        ended = fedsd_run(*options, "--resume")
+        assert ended.code == 0, ended.out + ended.err
+        received = received_updates(ended.folder)
+        assert {number: sorted(each) for number, each in received.items()} == {1: sorted(RANKS), 2: sorted(RANKS)}
+        state, _ = RunFolder.open(ended.folder).load_round(2)
+        found[how] = state
+        for client, update in received[2].items():
+            np.testing.assert_array_equal(update.z, np.float32(state["clients"][client]["z"]))
+            np.testing.assert_array_equal(update.z, received[1][client].z)
+        key = read_key(nodes / FILE)
+        for file in ended.folder.rglob("*"):
+            if file.is_file():
+                assert key not in file.read_bytes() and key.hex().encode() not in file.read_bytes()
+        ended.folder.rename(tmp_path / how)
+    keyed, plain = (found[how]["clusters"] for how in ("turn", "none"))
+    assert {k: one["members"] for k, one in keyed.items()} == {k: one["members"] for k, one in plain.items()}
+    assert [one["beta"] for one in keyed.values()] == pytest.approx([one["beta"] for one in plain.values()], abs=1e-4)
+    z, turned = (np.float32([found[how]["clients"][client]["z"] for client in RANKS]) for how in ("none", "turn"))
+    np.testing.assert_allclose(turned, turn(z, read_key(nodes / FILE)), atol=1e-6)
+    assert np.abs(turned - z).max() > 0.05
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="with one core there is one worker, and no client is left")

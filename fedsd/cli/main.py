@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedsd.cli import adapter_commands
+from fedsd.cli import adapter_commands, audit_commands
 from fedsd.config import Value
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(data_app, name="data")
 app.command()(adapter_commands.neutralize)
 app.command()(adapter_commands.export)
 app.command()(adapter_commands.adapt)
+app.add_typer(audit_commands.app, name="audit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Argument(help="Run folder, as printed by `fedsd run`.")]

@@ -130,7 +130,7 @@ def ask(base: Base, drawing: Drawing, remote: Remote) -> Answer:
     """Return the server's x_mid; Unserved when it cannot, ValueError when the device has to mend something."""
     check_words(drawing, remote.words)
     wanted = compose(base, drawing)
-    content, kind = _body(base, drawing, wanted)
+    content, kind = request(base, drawing)
     raw = _post(remote, content, kind)
     side = wanted.size // denoise.pixels_per_latent(base)
     try:
@@ -172,7 +172,9 @@ def compose(base: Base, drawing: Drawing) -> Ask:
     })  # fmt: skip
 
 
-def _body(base: Base, drawing: Drawing, wanted: Ask) -> tuple[bytes, str]:
+def request(base: Base, drawing: Drawing) -> tuple[bytes, str]:
+    """Return the bytes that are posted to the server, and their content type."""
+    wanted = compose(base, drawing)
     if not drawing.embeddings:
         return wanted.model_dump_json().encode(), "application/json"
     with torch.no_grad(), adapters.bare(base):  # states that the personal adapter shaped would tell of it

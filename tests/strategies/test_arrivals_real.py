@@ -5,6 +5,7 @@ The emoji are looked for in the folder that FEDSD_TEST_DATA names, or beside the
 
 import os
 import tomllib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fedsd.data.folder import read
 from fedsd.data.images import pixels
 from fedsd.data.shares import layout_of
 from fedsd.lowrank import Factor
+from fedsd.privacy.key import turn
 from fedsd.privacy.style import style_embedding
 from fedsd.strategies import Settings, aggregate_round
 from fedsd.strategies.arrivals import arrive, start_of
@@ -73,6 +75,22 @@ def test_a_client_left_out_is_sent_to_its_own_style_without_training(clients):
             assert start is known.clusters[found.cluster].lora
         after = aggregate_round([one], known, SETTINGS, 2)
         assert after.clients[name].cluster == found.cluster
+
+
+def test_a_federations_key_changes_no_decision(clients):
+    turned = {name: replace(one, z=turn(one.z, bytes(32))) for name, one in clients.items()}
+    for name in clients:
+        found = []
+        for table in (clients, turned):
+            known = aggregate_round([other for key, other in table.items() if key != name], None, SETTINGS, 1)
+            arrival, after = (
+                arrive(table[name].z, table[name].n, known),
+                aggregate_round([table[name]], known, SETTINGS, 2),
+            )
+            groups = {cluster: (one.members, round(one.beta, 4)) for cluster, one in after.clusters.items()}
+            found.append((arrival.kind, arrival.cluster, groups, arrival.distance))
+        assert found[0][:3] == found[1][:3]
+        assert found[0][3] == pytest.approx(found[1][3], abs=1e-6)
 
 
 def test_a_client_of_a_style_never_seen_opens_a_cluster_of_its_own(clients):
