@@ -65,7 +65,7 @@ def test_spire_in_two_rounds_keeps_each_embedding_at_home(fedsd: Command, tmp_pa
 
     # a newcomer: one vector is fitted, everything else stays
     base, before = load.load("tiny"), weights_sha(*_parts(load.load("tiny")))
-    drawn.write(tmp_path / "new", ("watercolour",), 4, 5)
+    drawn.write(tmp_path / "new", ("cartoon",), 4, 5)
     arguments = ("--data", tmp_path / "new", "--private-dir", tmp_path / "nodes", "--client", "anna", "--steps", "3")
     code, out, err = fedsd("adapt", run.path, *arguments, "--json")
     assert code == 0, err
