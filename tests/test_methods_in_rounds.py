@@ -106,8 +106,8 @@ def test_soda_in_two_rounds_shares_shifts_and_turns(fedsd: Command, tmp_path: Pa
     assert run.rounds() == [1, 2, 3]
     finished = sampling.finished(run.path)
     base = load.load("tiny")
-    with sampling.carried(finished, base, finished.shared("cluster-0")):
-        here = sampling.pictures(base, ["a house"], steps=2)
+    with sampling.carried(finished, base, finished.shared("cluster-0")) as paint:
+        here = paint(["a house"], steps=2)
         turned = base.unet.down_blocks[-1].attentions[0].transformer_blocks[0].attn1.to_q.weight.clone()
     code, out, err = fedsd("export", run.path, "--to", "diffusers", "--adapter", "cluster-0", "--json")
     assert code == 0, err
