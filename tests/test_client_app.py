@@ -273,7 +273,7 @@ def test_a_round_that_is_asked_for_again_begins_where_it_began(run_config: dict)
 
 
 def test_a_word_is_sent_once_and_then_its_scalars(run_config: dict) -> None:
-    more = {"zo.estimator": "rge", "zo.directions": 1, "method.name": "zo-token", "token.initial": "cat"}
+    more = {"zo.estimator": "rge", "zo.directions": 1, "method.name": "zo-token", "token.template": "{token} {caption}"}
     node = simulated(run_config | more)
     first = wire.parse_update(order(node, seed=5)[0])
     assert first.arrays.keys() == {"token", "scalars"} and first.arrays["scalars"].shape == (2, 1) and first.begun == 0

@@ -19,7 +19,7 @@ METHODS = {
     "lora": {},
     "spire": {"spire.form": "projected", "spire.size": 8},
     "soda": {"lora.text-encoder": False},
-    "zo-token": {"zo.estimator": "rge", "zo.directions": 1, "token.initial": "cat"},
+    "zo-token": {"zo.estimator": "rge", "zo.directions": 1, "token.template": "{token} {caption}"},
 }
 
 
