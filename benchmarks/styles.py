@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from judge import Judge, nearest_names
 from points import record
 from sklearn.metrics import adjusted_rand_score
 
-from fedsd.base import adapters, load
+from fedsd.base import load
 from fedsd.cli import evaluate, sampling
 
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
@@ -95,8 +96,7 @@ def main() -> None:
         prompts = evaluate.prompts_of(done, style, opts.pictures)
         loras = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
         for method, lora in loras.items():
-            with adapters.adapted(base, lora):
-                evaluate.draw(base, prompts, out / "pictures" / method / style)
+            evaluate.draw(partial(sampling.sample, base, lora), prompts, out / "pictures" / method / style)
             table.setdefault(method, {})[style] = judge_style(
                 judge, out / "pictures" / method / style, held_out, train, names
             )

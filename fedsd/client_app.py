@@ -154,24 +154,25 @@ def ready(context: Context, config: configuration.Config, base: load.Base) -> tu
         raise ValueError(f"{what} cannot be used ({kind}); the node's own log says why") from None
 
 
-def kept_before(private: PrivateFolder, run: str, server_round: int) -> dict[str, Array]:
-    """Return what the node had kept to itself when this round of this run began: nothing in a run that is new to it.
+def kept_before(private: PrivateFolder, run: str, last_round: int) -> dict[str, Array]:
+    """Return what the node had kept to itself after `last_round` of this run, or nothing: then it begins anew.
 
-    A round that is asked for again, for the server stopped before it was complete, begins where it began.
+    A reply that the server did not use is forgotten here as well, so that both know the same.
     """
     kept = private.load(OWN)
-    if kept is None or kept[1]["run"] != run or kept[1]["round"] > server_round or server_round == 1:
+    rounds = {kept[1]["round"]: "after.", kept[1]["before"]: "before."} if kept and kept[1]["run"] == run else {}
+    if kept is None or last_round not in rounds:
         return {}
-    part = "before." if kept[1]["round"] == server_round else "after."
+    part = rounds[last_round]
     return {key.removeprefix(part): values for key, values in kept[0].items() if key.startswith(part)}
 
 
-def keep(private: PrivateFolder, run: str, server_round: int, before: Own, after: Own) -> None:
+def keep(private: PrivateFolder, run: str, order: wire.Order, before: Own, after: Own) -> None:
     """Keep what stays on the node after a round, and what it began with; a method that keeps nothing leaves no file."""
     if before or after:
         both = {"before": before, "after": after}
         arrays = {f"{part}.{key}": values for part, held in both.items() for key, values in held.items()}
-        private.save(OWN, arrays, {"run": run, "round": server_round})
+        private.save(OWN, arrays, {"run": run, "round": order.server_round, "before": order.last_round})
 
 
 def with_kept_feedback(private: PrivateFolder, update: LoRA, run_id: int) -> LoRA:
@@ -211,17 +212,17 @@ def train(message: Message, context: Context) -> Message:
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
     place, run = replace(node.place, rank=order.rank), config.run.folder or str(context.run_id)
-    own = kept_before(node.private, run, order.server_round)
+    own = kept_before(node.private, run, order.last_round)
     pictures = Pictures(prepared.latents, [example.caption for example in node.examples])
     start, settings = Shared(order.lora, order.arrays), node.method.settings(place)
     fit = node.method.fit(base, pictures, start, own, seed=order.seed, settings=settings)
-    keep(node.private, run, order.server_round, own, fit.own)
+    keep(node.private, run, order, own, fit.own)
     lora = fit.shared.lora
     if order.encoding == "int8" and lora:
         lora = with_kept_feedback(node.private, lora, context.run_id)
     directions = node.method.directions(base, place)
     update = wire.Update(
         node.client, lora, prepared.z, len(pictures.captions), order.rank, base.sha, **vars(fit.progress),
-        arrays=fit.shared.arrays, directions=directions,
+        arrays=fit.shared.arrays, directions=directions, begun=int(own["steps"][0]) if "steps" in own else 0,
     )  # fmt: skip
     return wire.update_reply(update, message, encoding=order.encoding)

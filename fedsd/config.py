@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from fedsd.sections import Config, DataConfig
-from fedsd.values import Value, are_ranks, are_shares, conflicts, nearest, split_list
+from fedsd.values import Value, are_ranks, are_shares, are_span, conflicts, nearest, split_list
 
 __all__ = [
     "METHODS", "RULES", "SECTIONS", "STRATEGIES", "Config", "DataConfig", "Value", "defaults", "fault_of", "flatten",
@@ -22,7 +22,7 @@ RULES_FOR_LORA = (
     "zero-padding", "hetlora", "rbla", "raflora", "flora", "flexlora", "florist", "lora-fair", "geometric-median",
     "trimmed-mean", "multi-krum", "norm-clipping", "fedit",
 )  # fmt: skip
-METHODS = ("lora", "spire", "soda")
+METHODS = ("lora", "spire", "soda", "zo-token")
 
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
@@ -67,6 +67,17 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "soda.turn-lr": _between(1e-9, 1),
     "soda.form": _one_of("svd", "lq"),
     "soda.optimiser": _one_of("adamw", "stiefel-adam"),
+    "token.name": (lambda v: str(v).lower().split() == [v], 'a name in lower case such as "<user-s>"'),
+    "token.vectors": _between(1, 16),
+    "token.initial": (lambda v: bool(str(v).strip()), "words that say roughly what the token shall mean"),
+    "token.template": (lambda v: "{caption}" in str(v) and "{token}" in str(v), "a text with {caption} and {token}"),
+    "zo.lr": _between(1e-9, 10),
+    "zo.directions": _between(1, 1024),
+    "zo.smoothing": _between(1e-9, 1),
+    "zo.estimator": _one_of("rge", "subspace-gradient", "orthogonal", "sensitive"),
+    "zo.timesteps": (are_span, 'two whole numbers that rise, as "500,900"'),
+    "zo.bits": (lambda v: v in (0, 4, 8), "0, 4 or 8"),
+    "zo.share": (lambda v: isinstance(v, int | float) and 0 < v <= 1, "above 0 and at most 1"),
     "train.steps": _at_least(1),
     "train.batch-size": _at_least(1),
     "train.lr": _between(1e-9, 1),

@@ -100,6 +100,35 @@ class SodaConfig:
 
 
 @dataclass(frozen=True)
+class TokenConfig:
+    """The word that a device learns, see `base.tokens.Placeholder`."""
+
+    name: str
+    vectors: int
+    initial: str
+    template: str
+
+
+@dataclass(frozen=True)
+class ZoConfig:
+    """See `methods.zo_token.Settings`. timesteps: T_L and T_U."""
+
+    lr: float
+    directions: int
+    smoothing: float
+    estimator: str
+    timesteps: str
+    bits: int
+    share: float
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """T_L and T_U as numbers."""
+        low, high = split_list(self.timesteps)
+        return int(low), int(high)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Local training (line 29). lr, text_lr: of U-Net and text encoder; caption_dropout: share in [0, 1]."""
 
@@ -179,6 +208,8 @@ class Config:
     lora: RankConfig
     spire: SpireConfig
     soda: SodaConfig
+    token: TokenConfig
+    zo: ZoConfig
     train: TrainConfig
     style: StyleConfig
     strategy: StrategyConfig

@@ -157,13 +157,14 @@ class RunFolder:
             state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} holds no complete round: {error}") from error
-        files = sorted(file for file in folder.rglob("*.safetensors") if file.parent.name != ARRAYS)
+        files = sorted(file for file in folder.rglob("*.safetensors") if ARRAYS not in file.relative_to(folder).parts)
         return state, {file.relative_to(folder).with_suffix("").as_posix(): load_lora(file) for file in files}
 
     def load_arrays(self, server_round: int) -> dict[str, Arrays]:
         """Arrays that `save_round` was given, by name; ValueError when a file cannot be read."""
-        files = sorted((self._round(server_round) / ARRAYS).glob("*.safetensors"))
-        return {file.stem: _unpacked(file)[0] for file in files}
+        folder = self._round(server_round) / ARRAYS
+        files = sorted(folder.rglob("*.safetensors"))
+        return {file.relative_to(folder).with_suffix("").as_posix(): _unpacked(file)[0] for file in files}
 
     def load_adapter(self, server_round: int, name: str) -> dict[str, Factor]:
         """One adapter that `save_round` was given; ValueError when it cannot be read."""

@@ -27,6 +27,12 @@ def are_ranks(value: Value) -> bool:
     return bool(parts) and all(p.isdigit() and int(p) >= 1 for p in parts)
 
 
+def are_span(value: Value) -> bool:
+    """Say whether a setting is two whole numbers, the first below the second."""
+    parts = split_list(str(value))
+    return len(parts) == 2 and all(part.isdigit() for part in parts) and int(parts[0]) < int(parts[1])
+
+
 def shares_by_name(text: str) -> dict[str, float]:
     """Return {"c1": 0.1} for "c1=0.1"; ValueError unless every part is a name, "=" and a share in (0, 1]."""
     shares = {}
@@ -74,7 +80,7 @@ def _conflicts_of_arrays(flat: Mapping[str, Value]) -> list[str]:
     method = flat.get("method.name")
     beside = {"spire.form": "projected", "spire.backbone": "full"} if method == "spire" else {}
     what = [f"{key} = {value!r}" for key, value in beside.items() if flat.get(key) == value]
-    if not what and method != "soda":
+    if not what and method not in ("soda", "zo-token"):
         return []
     wanted = {
         "strategy.name": ("style-clustered", "everyone", "fedavg", "local"), "strategy.inside": ("flexlora",),

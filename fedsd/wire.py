@@ -1,13 +1,15 @@
 """What travels between the server and the nodes, and the only place that knows the record keys.
 
-    train message    {"lora": <layer>.B, <layer>.A (may be empty), "config": server-round, rank, cluster, seed,
-                      encoding}, and perhaps "arrays"
+    train message    {"lora": <layer>.B, <layer>.A (may be empty), "config": server-round, last-round, rank, cluster,
+                      seed, encoding}, and perhaps "arrays"
     train reply      {"lora", "style": z, "metrics": num-examples, rank, loss-first, loss-last, seconds,
-                      images-per-second, "about": client-id, base-sha}, and perhaps "arrays" and in "about" directions
+                      images-per-second, "about": client-id, base-sha}, and perhaps "arrays", and in "about" directions
+                      and begun
     profile reply    {"style": z, "metrics": num-examples, rank, "about": client-id, base-sha}
 
 "arrays" holds what is averaged number by number (`methods`), float32, each under its name; "directions" is the hash of
-the decomposition that they refer to. Neither is there where there is nothing to say.
+the decomposition that they refer to, "begun" the zeroth-order steps taken before this round. None is there where there
+is nothing to say.
 
 Nothing else leaves a node: no image, caption, style word or private embedding. What arrives is never trusted: sizes and
 types are read from the headers before anything is decoded, and every refusal is a ValueError that names what is wrong.
@@ -39,7 +41,8 @@ _PAYLOAD = ("lora", "arrays", "style")
 class Order:
     """What a node is asked to train: `lora` and `arrays` to start from (empty: fresh ones from `seed`) at `rank`.
 
-    cluster: id of the style cluster whose adapter this is, -1 for none; encoding: in which the update is asked for.
+    cluster: id of the style cluster whose adapter this is, -1 for none; encoding: in which the update is asked for;
+    last_round: the last round in which the node's reply was used, 0 for never.
     """
 
     server_round: int
@@ -49,6 +52,7 @@ class Order:
     lora: LoRA
     encoding: str = "float32"
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    last_round: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Update:
     """What a node sends back. z: (D,) float32; n: images trained on; loss: mean at the start and at the end.
 
     bytes: payload of the reply's arrays; 0 before it has travelled; directions: hash of the decomposition that `arrays`
-    refer to, "" for none.
+    refer to, "" for none; begun: zeroth-order steps that the node's optimiser had seen before.
     """
 
     client: str
@@ -72,6 +76,7 @@ class Update:
     bytes: int = 0
     arrays: Mapping[str, Array] = field(default_factory=dict)
     directions: str = ""
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def order_message(
     """The train message of one node; `config` holds further entries of the strategy's train_config."""
     entries = dict(config or {}) | {
         "server-round": order.server_round,
+        "last-round": order.last_round,
         "rank": order.rank,
         "cluster": order.cluster,
         "seed": order.seed,
@@ -111,7 +117,8 @@ def parse_order(message: Message) -> Order:
     if (encoding := config.get("encoding")) not in ENCODINGS:
         raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}; got {str(encoding)[:80]!r}")
     lora = parse_lora(_of_type(records, "lora", ArrayRecord))
-    return Order(server_round, rank, cluster, seed, lora, str(encoding), _arrays(records))
+    last_round = _integer(config, "last-round")
+    return Order(server_round, rank, cluster, seed, lora, str(encoding), _arrays(records), last_round)
 
 
 def update_reply(update: Update, reply_to: Message, *, encoding: str = "float32") -> Message:
@@ -129,6 +136,8 @@ def update_reply(update: Update, reply_to: Message, *, encoding: str = "float32"
         content["arrays"] = arrays_record(update.arrays)
     if update.directions:
         content.config_records["about"]["directions"] = update.directions
+    if update.begun:
+        content.config_records["about"]["begun"] = update.begun
     return Message(content, reply_to=reply_to)
 
 
@@ -137,7 +146,7 @@ def parse_update(message: Message) -> Update:
     records = _records(message, ("lora", "style", "metrics", "about"), ("arrays",))
     lora, travelled = _of_type(records, "lora", ArrayRecord), [name for name in _PAYLOAD if name in records]
     metrics = _metrics(records, _TRAIN_METRICS)
-    z, client, base_sha = _parse_identity(records, ("directions",))
+    z, client, base_sha = _parse_identity(records, ("directions", "begun"))
     about = records["about"]
     return Update(
         client,
@@ -153,6 +162,7 @@ def parse_update(message: Message) -> Update:
         bytes=sum(payload(_of_type(records, name, ArrayRecord)) for name in travelled),
         arrays=_arrays(records),
         directions=_hash(about["directions"], "directions", client) if "directions" in about else "",
+        begun=_in_range("begun", _integer(about, "begun"), 2**31) if "begun" in about else 0,
     )
 
 

@@ -20,6 +20,9 @@ from fedsd.data.images import pixels
 from fedsd.methods import lora
 from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
+from fedsd.strategies.aggregate import Settings, aggregate_round
+from fedsd.strategies.replayed import replayed, with_moments
+from fedsd.strategies.seeded import rule_of
 
 STYLES = {"gouachework": (200, 60, 40), "quillwork": (30, 60, 220)}
 SECRETS = ("gouachework", "quillwork", "zebrafinch", "dandelion", "portrait", "holiday")
@@ -259,16 +262,33 @@ def test_a_round_that_is_asked_for_again_begins_where_it_began(run_config: dict)
     """The server may stop before a round is complete; the same round must give the same result."""
     node = simulated(run_config | {"method.name": "spire", "run.folder": "/runs/a"})
     for server_round in (1, 2):
-        first = wire.parse_update(order(node, server_round=server_round)[0])
-        again = wire.parse_update(order(node, server_round=server_round)[0])
+        asked = {"server_round": server_round, "last_round": server_round - 1}
+        first, again = (wire.parse_update(order(node, **asked)[0]) for _ in range(2))
         for layer in first.lora:
             np.testing.assert_array_equal(first.lora[layer].B, again.lora[layer].B)
     private = client_app.identify(node, config.from_run_config(node.run_config)).private
-    assert client_app.kept_before(private, "/runs/a", 3).keys() == {"v"}
-    np.testing.assert_array_equal(
-        client_app.kept_before(private, "/runs/a", 5)["v"], client_app.kept_before(private, "/runs/a", 3)["v"]
-    )
-    assert client_app.kept_before(private, "/runs/b", 3) == client_app.kept_before(private, "/runs/a", 1) == {}
+    before, after = (client_app.kept_before(private, "/runs/a", last_round)["v"] for last_round in (1, 2))
+    assert before.any() and not np.array_equal(before, after)
+    # nothing of another run, or of a round that the server does not know of
+    assert client_app.kept_before(private, "/runs/b", 2) == client_app.kept_before(private, "/runs/a", 5) == {}
+
+
+def test_a_word_is_sent_once_and_then_its_scalars(run_config: dict) -> None:
+    more = {"zo.estimator": "rge", "zo.directions": 1, "method.name": "zo-token", "token.template": "{token} {caption}"}
+    node = simulated(run_config | more)
+    first = wire.parse_update(order(node, seed=5)[0])
+    assert first.arrays.keys() == {"token", "scalars"} and first.arrays["scalars"].shape == (2, 1) and first.begun == 0
+    token = first.arrays["token"]
+    second = wire.parse_update(order(node, seed=6, server_round=2, last_round=1, arrays={"token": token})[0])
+    assert second.arrays.keys() == {"scalars"} and second.begun == 2
+    # what the server makes of both is what the node has
+    rule = rule_of("rge", config.defaults()["zo.lr"])
+    moved, moments = replayed(first, 5, None, None, rule)
+    known = with_moments(aggregate_round([moved], None, Settings(), 1), None, {"c1": moments})
+    found, _ = replayed(second, 6, token, known, rule)
+    own = client_app.identify(node, config.from_run_config(node.run_config)).private.load("own")
+    assert own is not None
+    assert found.arrays["token"].tobytes() == own[0]["after.x"].tobytes()
 
 
 def test_soda_sends_arrays_and_the_hash_of_its_directions(run_config: dict) -> None:

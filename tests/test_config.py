@@ -127,7 +127,7 @@ RANKS = "whole numbers of at least 1, separated by commas"
         ("data.template", "a picture", 'a text that holds "{label}"'),
         ("data.partition", "by-class", "one of by-style, unequal, dirichlet"),
         ("data.concentration", 0.0, "between 0.001 and 1e+06"),
-        ("method.name", "dreambooth", "one of lora, spire, soda"),
+        ("method.name", "dreambooth", "one of lora, spire, soda, zo-token"),
         ("lora.ranks", "0", RANKS),
         ("lora.ranks", "4,0,8", RANKS),
         ("lora.ranks", "-4", RANKS),

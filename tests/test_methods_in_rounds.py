@@ -65,7 +65,7 @@ def test_spire_in_two_rounds_keeps_each_embedding_at_home(fedsd: Command, tmp_pa
 
     # a newcomer: one vector is fitted, everything else stays
     base, before = load.load("tiny"), weights_sha(*_parts(load.load("tiny")))
-    drawn.write(tmp_path / "new", ("watercolour",), 4, 5)
+    drawn.write(tmp_path / "new", ("cartoon",), 4, 5)
     arguments = ("--data", tmp_path / "new", "--private-dir", tmp_path / "nodes", "--client", "anna", "--steps", "3")
     code, out, err = fedsd("adapt", run.path, *arguments, "--json")
     assert code == 0, err
@@ -106,8 +106,8 @@ def test_soda_in_two_rounds_shares_shifts_and_turns(fedsd: Command, tmp_path: Pa
     assert run.rounds() == [1, 2, 3]
     finished = sampling.finished(run.path)
     base = load.load("tiny")
-    with sampling.carried(finished, base, finished.shared("cluster-0")):
-        here = sampling.pictures(base, ["a house"], steps=2)
+    with sampling.carried(finished, base, finished.shared("cluster-0")) as paint:
+        here = paint(["a house"], steps=2)
         turned = base.unet.down_blocks[-1].attentions[0].transformer_blocks[0].attn1.to_q.weight.clone()
     code, out, err = fedsd("export", run.path, "--to", "diffusers", "--adapter", "cluster-0", "--json")
     assert code == 0, err
@@ -130,6 +130,36 @@ def test_whole_backbones_are_averaged_weight_by_weight(fedsd: Command, tmp_path:
     weights = {f"unet.{name}" for name, _ in base.unet.named_parameters()} - {"unet.time_embedding.linear_2.bias"}
     assert set(arrays["mix"]) == weights | {"embedding.W1", "embedding.W2"}
     assert kept(tmp_path, "c0")[0]["after.e"].shape == (64,)
+
+
+def test_a_word_in_two_rounds_travels_as_scalars(fedsd: Command, tmp_path: Path) -> None:
+    run = run_of(fedsd, tmp_path, "zo-token", "zo.estimator=rge", "zo.directions=2", "train.steps=3")
+    done = {(e["round"], e["client"]): e["bytes"] for e in run.events() if e["event"] == "client.done"}
+    width = load.load("tiny").text_encoder.config.hidden_size
+    for client in CLIENTS:
+        # the first reply brings the word, the second 3 x 2 scalars in its place
+        assert done[1, client] - done[2, client] >= 4 * width
+        held, about = kept(tmp_path, client)
+        assert about["round"] == 2 and held["after.steps"][0] == 6 and held["before.steps"][0] == 3
+    arrays = run.load_arrays(2)
+    assert arrays["mix"]["token"].shape == (1, width)
+    assert {name for name in arrays if "/" in name} == {f"optimisers/{client}" for client in CLIENTS}
+    for client in CLIENTS:  # the server has followed each client's moments bit for bit
+        for key in ("m", "v", "steps"):
+            np.testing.assert_array_equal(
+                arrays[f"optimisers/{client}"][key], kept(tmp_path, client)[0][f"after.{key}"]
+            )
+    finished = sampling.finished(run.path)
+    with sampling.carried(finished, load.load("tiny"), finished.shared("mix")) as paint:
+        assert paint(["a house"], steps=1).shape[0] == 1
+    code, out, err = fedsd("export", run.path, "--to", "diffusers", "--adapter", "mix", "--json")
+    assert code == 0, err
+    (file,) = json.loads(out.strip().splitlines()[-1])["files"]
+    stock = load.load("tiny").pipeline()
+    stock.load_textual_inversion(file)
+    learnt = stock.text_encoder.get_input_embeddings().weight[-1].detach().numpy()
+    load.load.cache_clear()
+    np.testing.assert_array_equal(learnt, arrays["mix"]["token"][0])
 
 
 def _parts(base: load.Base) -> tuple:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fedsd import config as configuration
+from fedsd import wire
 from fedsd.base import load
 from fedsd.base.load import Base
 from fedsd.base.training import Pictures, Shared
@@ -64,7 +65,8 @@ def adapt_run(folder: Path, wish: Newcomer, root: Path) -> dict[str, Any]:
     settings = replace(given, descent=descent, embedding_lr=wish.lr or given.embedding_lr)
     pictures = Pictures(prepared.latents, [example.caption for example in node.examples])
     fit = spire.adapt(base, pictures, start, {}, seed=wish.seed, settings=settings)
-    keep(node.private, config.run.folder or str(folder), latest, {}, fit.own)
+    unused = wire.Order(latest, place.rank, -1, wish.seed, {})  # of which no round knows: it begins with this embedding
+    keep(node.private, config.run.folder or str(folder), unused, fit.own, fit.own)
     model = _write(base, start, torch.from_numpy(spire.vector(start, fit.own)), wish.out)
     trained, weights = sum(v.size for v in fit.own.values()), sum(p.numel() for p in base.unet.parameters())
     progress = {"loss_first": fit.progress.loss_first, "loss_last": fit.progress.loss_last}

@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedsd.base import load
-from fedsd.base.load import Base, Clip
+from fedsd.base.load import Clip
 from fedsd.base.training import Shared
 from fedsd.cli import sampling
 from fedsd.cli.report import write_report
-from fedsd.cli.sampling import Finished
+from fedsd.cli.sampling import Finished, Painter
 from fedsd.data.example import Example
 from fedsd.data.folder import read
 from fedsd.data.images import pixels
@@ -73,8 +73,8 @@ def evaluate(
         prompts = prompts_of(run, style, pictures)
         for method in chosen:
             source, kind = (others[method], "cluster") if method in others else (run, method)
-            with sampling.carried(source, base, shared_of(source, kind, style)):
-                made = draw(base, prompts, folder / "evaluation" / method / style)
+            with sampling.carried(source, base, shared_of(source, kind, style)) as paint:
+                made = draw(paint, prompts, folder / "evaluation" / method / style)
             scores[method][style] = _scores(real, made, prompts, net, clip)
     result = {"n": pictures, "extractor": net_name, "round": run.state["round"], "where": where, "scores": scores}
     write_file(folder / "evaluation.json", json.dumps(result, indent=1).encode())
@@ -139,9 +139,9 @@ def _bytes(unit: np.ndarray) -> Tensor:
     return torch.from_numpy(((unit + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
 
 
-def draw(base: Base, prompts: list[str], folder: Path) -> Tensor:
-    """Draw the prompts by the base as it computes now, keep the pictures, and return them as uint8 (N, 3, H, W)."""
-    made = sampling.pictures(base, prompts)
+def draw(paint: Painter, prompts: list[str], folder: Path) -> Tensor:
+    """Draw the prompts, keep the pictures in `folder`, and return them as uint8 (N, 3, H, W)."""
+    made = paint(prompts)
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(made):
         Image.fromarray(picture).save(folder / f"{i:03d}.png")

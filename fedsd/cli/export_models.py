@@ -1,22 +1,28 @@
-"""Whole models of runs whose clients share more than LoRA factors: a folder that diffusers' `from_pretrained` opens."""
+"""What clients share besides LoRA factors, for stock diffusers: whole models for `from_pretrained`, or a token."""
 
 import shutil
 from pathlib import Path
 
 from fedsd.base import load
 from fedsd.base.load import Base
+from fedsd.base.tokens import save_token
 from fedsd.cli import sampling
 from fedsd.cli.sampling import Finished
+from fedsd.methods.table import token
 
 
 def export_models(run: Finished, out: Path, names: tuple[str, ...]) -> list[Path]:
-    """Write the latest round's models as <out>/<name>, all but FedAvg where none is named; returns the folders.
+    """Write the latest round's models as <out>/<name>, all but FedAvg where none is named; returns folders or files.
 
-    Exact: a rotated or wholly trained weight is written as it is. Raises ValueError for a name that is not there.
+    Exact: a rotated or wholly trained weight is written as it is, and a token as diffusers' `load_textual_inversion`
+    reads it. Raises ValueError for a name that is not there.
     """
-    there = [name for name in run.arrays if name != "fedavg"]
-    if unknown := sorted(set(names) - set(run.arrays)):
-        raise ValueError(f"round {run.state['round']} has no model {unknown[0]!r}; choose from {', '.join(run.arrays)}")
+    all_ = [name for name in run.arrays if "/" not in name]
+    there = [name for name in all_ if name != "fedavg"]
+    if unknown := sorted(set(names) - set(all_)):
+        raise ValueError(f"round {run.state['round']} has no model {unknown[0]!r}; choose from {', '.join(all_)}")
+    if run.config.method.name == "zo-token":
+        return [save_token(token(run.config, run.shared(name)), out / name) for name in names or there]
     base, written = load.load(run.config.base.name), []
     for name in names or there:
         with sampling.carried(run, base, run.shared(name)):

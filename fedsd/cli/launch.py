@@ -149,8 +149,8 @@ def draw_grids(folder: Path, show: Show) -> None:
         (_, _), *adapted = sampling.rows(sampling.finished(folder, number))
         drawn = [("base", untouched)]
         for label, shared in adapted:
-            with sampling.carried(run, base, shared):
-                drawn.append((label, list(sampling.pictures(base, prompts))))
+            with sampling.carried(run, base, shared) as paint:
+                drawn.append((label, list(paint(prompts))))
         grids.save_grid(grids.grid(drawn, sampling.titles(run, prompts)), folder / "grids" / f"r{number:02d}.png", text)
         show(f"grid   r{number:02d}.png")
     grids.timeline(folder / "grids")

@@ -2,9 +2,10 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedsd.lowrank import LoRA
 from fedsd.methods.table import METHODS, Place
 from fedsd.store import Arrays, RunFolder
 
+Painter = Callable[..., np.ndarray]  # of prompts, as `pictures`
 STEPS, GUIDANCE = 20, 1.5  # small models want weak guidance
 
 
@@ -106,18 +108,24 @@ def sample(
         return pictures(base, prompts, steps=steps, guidance=guidance)
 
 
-def pictures(base: Base, prompts: Sequence[str], *, steps: int = STEPS, guidance: float = GUIDANCE) -> np.ndarray:
-    """Return uint8 pictures (N, H, W, 3) of `prompts` by the base as it computes now."""
+def pictures(
+    base: Base, prompts: Sequence[str], *, said: Sequence[str] = (), steps: int = STEPS, guidance: float = GUIDANCE
+) -> np.ndarray:
+    """Return uint8 pictures (N, H, W, 3) of `prompts` by the base as it computes now; said: in its own words."""
     seeds = [seed_of(prompt, i) for i, prompt in enumerate(prompts)]
-    return denoise.generate(base, list(prompts), seeds, steps=steps, guidance=guidance)
+    return denoise.generate(base, list(said or prompts), seeds, steps=steps, guidance=guidance)
 
 
-def carried(run: Finished, base: Base, shared: Shared) -> AbstractContextManager[None]:
-    """Within the block the base is a model of the run: with what clients share, without what each keeps to itself."""
+@contextmanager
+def carried(run: Finished, base: Base, shared: Shared) -> Iterator[Painter]:
+    """Within the block, draw by a model of the run: what clients share, without what each keeps to itself."""
+    method = METHODS[run.config.method.name]
     place = Place(run.config, 1, private_root(run.config.node.private_dir) / CACHE)
     if not shared.lora and not shared.arrays:
-        return nullcontext()
-    return METHODS[run.config.method.name].carried(base, shared, place)
+        yield partial(pictures, base)
+        return
+    with method.carried(base, shared, place) as model:
+        yield lambda prompts, **how: pictures(model, prompts, said=method.written(model, place, prompts), **how)
 
 
 def grid_prompts(run: Finished, columns: int) -> list[str]:

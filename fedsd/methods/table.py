@@ -1,7 +1,7 @@
 """The methods by name: what the run config says of each, how it is trained, and how the base carries what is shared."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,9 +9,11 @@ from typing import Any
 
 from fedsd.base import adapters
 from fedsd.base.load import Base
+from fedsd.base.tokens import Placeholder, Token, with_token
 from fedsd.base.training import Descent, Fit, Shared
 from fedsd.config import Config
-from fedsd.methods import lora, soda, spire
+from fedsd.methods import lora, soda, spire, zo_token
+from fedsd.strategies.seeded import TOKEN
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,16 @@ class Place:
 class Method:
     """settings: of a place; fit: (base, pictures, start, own, *, seed, settings) -> Fit.
 
-    carried: within the block the base is the model that a cluster shares; numbers: how many a client shares;
-    directions: hash of the decomposition that they refer to, "" where they refer to none.
+    carried: within the block, yields the model that a cluster shares; numbers: how many a client shares; directions:
+    hash of the decomposition that they refer to, "" where they refer to none; written: prompts in that model's words.
     """
 
     settings: Callable[[Place], Any]
     fit: Callable[..., Fit]
-    carried: Callable[[Base, Shared, Place], AbstractContextManager[None]]
+    carried: Callable[[Base, Shared, Place], AbstractContextManager[Base]]
     numbers: Callable[[Base, Place], int]
     directions: Callable[[Base, Place], str] = lambda base, place: ""
+    written: Callable[[Base, Place, Sequence[str]], list[str]] = lambda model, place, prompts: list(prompts)
 
 
 def descent(config: Config) -> Descent:
@@ -84,11 +87,48 @@ def _numbers_of_soda(base: Base, place: Place) -> int:
     return sum(values.size for values in soda.fresh(base, layers).values())
 
 
+def placeholder(config: Config) -> Placeholder:
+    """Return the word that clients learn."""
+    of = config.token
+    return Placeholder(of.name, of.vectors, of.initial, of.template)
+
+
+def token(config: Config, shared: Shared) -> Token:
+    """Return the word that clients share; ValueError when they share none."""
+    if TOKEN not in shared.arrays:
+        raise ValueError("this round has no token; it belongs to a run of another method.name")
+    return Token(config.token.name, shared.arrays[TOKEN])
+
+
+def _zo(place: Place) -> zo_token.Settings:
+    of = place.config.zo
+    return zo_token.Settings(
+        descent(place.config), placeholder(place.config), of.lr, of.directions, of.smoothing, of.estimator, of.span,
+        of.bits, of.share,
+    )  # fmt: skip
+
+
+@contextmanager
+def _in_place(base: Base, changed: AbstractContextManager[None]) -> Iterator[Base]:
+    with changed:
+        yield base
+
+
 METHODS: Mapping[str, Method] = MappingProxyType({
-    "lora": Method(_lora, lora.fit, lambda base, shared, _: adapters.adapted(base, shared.lora), _factors),
-    "spire": Method(_spire, spire.fit, lambda base, shared, _: spire.carried(base, shared), _numbers_of_spire),
+    "lora": Method(
+        _lora, lora.fit, lambda base, shared, _: _in_place(base, adapters.adapted(base, shared.lora)), _factors
+    ),
+    "spire": Method(
+        _spire, spire.fit, lambda base, shared, _: _in_place(base, spire.carried(base, shared)), _numbers_of_spire
+    ),
     "soda": Method(
-        _soda, soda.fit, lambda base, shared, at: soda.adapted(base, shared, at.config.soda.form, at.cache),
+        _soda, soda.fit,
+        lambda base, shared, at: _in_place(base, soda.adapted(base, shared, at.config.soda.form, at.cache)),
         _numbers_of_soda, lambda base, place: soda.directions(base, _soda(place)),
+    ),
+    "zo-token": Method(
+        _zo, zo_token.fit_sparing, lambda base, shared, at: nullcontext(with_token(base, token(at.config, shared))),
+        lambda base, place: place.config.token.vectors * base.text_encoder.config.hidden_size,
+        written=lambda model, place, prompts: placeholder(place.config).captions(model, prompts),
     ),
 })  # fmt: skip

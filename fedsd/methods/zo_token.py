@@ -44,7 +44,21 @@ from fedsd.base.training import (
     noised,
 )  # fmt: skip
 from fedsd.lowrank import Array
-from fedsd.strategies.seeded import Rule, State, Trace, begin, directions, from_arrays, gradient, stepped, to_arrays
+from fedsd.strategies.seeded import (
+    SCALARS,
+    TOKEN,
+    Rule,
+    State,
+    Trace,
+    begin,
+    directions,
+    from_arrays,
+    gradient,
+    rule_of,
+    saves,
+    stepped,
+    to_arrays,
+)
 
 ESTIMATORS = ("rge", "subspace-gradient", "orthogonal", "sensitive")
 SEEDED = ("rge", "orthogonal")  # a seed and the scalars say all of their steps
@@ -84,7 +98,7 @@ class Settings:
     @property
     def rule(self) -> Rule:
         """What a server needs to replay the steps."""
-        return Rule("gaussian" if self.estimator in ("rge", "subspace-gradient") else "hadamard", self.lr)
+        return rule_of(self.estimator, self.lr)
 
 
 def fit(
@@ -96,6 +110,21 @@ def fit(
     caption has no room for it, when what was kept is not for this base and estimator, and when the loss overflows.
     """
     return train(base, pictures, start, own, seed=seed, settings=settings)[0]
+
+
+def fit_sparing(
+    base: Base, pictures: Pictures, start: Shared, own: Mapping[str, Array], *, seed: int, settings: Settings
+) -> Fit:
+    """Return `fit`'s answer with the scalars of its steps for the token, where that is exact and takes fewer bytes.
+
+    Who receives it knows the seed, and the token that it began with if that is in `start`; otherwise both are sent.
+    """
+    found, trace = train(base, pictures, start, own, seed=seed, settings=settings)
+    token = found.shared.arrays[TOKEN]
+    if settings.estimator not in SEEDED or not saves(trace.scalars.size, token.size):
+        return found
+    first = {} if TOKEN in start.arrays else {TOKEN: token}
+    return replace(found, shared=Shared(arrays=first | {SCALARS: trace.scalars}))
 
 
 def train(

@@ -10,6 +10,8 @@ from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.clustering import reach
 from fedsd.strategies.tangent_mean import Arrays
 
+GLOBAL, OPTIMISERS = ("mix", "neutral", "fedavg"), "optimisers"  # names among a round's arrays
+
 
 @dataclass(frozen=True)
 class Client:
@@ -54,7 +56,8 @@ class Round:
     came; lora_fedavg: their factor mean, for comparison; neutral_discarded:
     share of energy that the rank cap cost; change: ‖mix - mix before‖ / ‖mix before‖, None in the first round;
     next_id: first unused cluster id; silhouette: of the clustering, None when there is one cluster or no member has
-    company; arrays: those of "mix", "neutral" and "fedavg"; directions: hash of the decomposition that arrays refer to.
+    company; arrays: those of "mix", "neutral" and "fedavg"; directions: hash of the decomposition that arrays refer to;
+    optimisers: client -> moments of its zeroth-order steps, where it sends scalars.
     """
 
     server_round: int
@@ -71,6 +74,7 @@ class Round:
     next_id: int
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     directions: str = ""
+    optimisers: Mapping[str, Arrays] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -105,6 +109,7 @@ def to_state(after: Round) -> tuple[dict[str, Any], dict[str, LoRA]]:
 def arrays_of(after: Round) -> dict[str, Arrays]:
     """The round's named arrays as named in `to_state`; empty where all that is shared are factors."""
     found = dict(after.arrays) | {f"cluster-{cluster_id}": one.arrays for cluster_id, one in after.clusters.items()}
+    found |= {f"{OPTIMISERS}/{client}": moments for client, moments in after.optimisers.items()}
     return {name: arrays for name, arrays in found.items() if arrays}
 
 
@@ -132,8 +137,11 @@ def from_state(
         neutral_discarded=state["neutral_discarded_energy"],
         change=state["change"],
         next_id=state["next_id"],
-        arrays={name: found for name, found in arrays.items() if not name.startswith("cluster-")},
+        arrays={name: found for name, found in arrays.items() if name in GLOBAL},
         directions=state.get("directions", ""),
+        optimisers={
+            name.removeprefix(f"{OPTIMISERS}/"): found for name, found in arrays.items() if name.startswith(OPTIMISERS)
+        },
     )
 
 

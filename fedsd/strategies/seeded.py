@@ -21,6 +21,7 @@ from fedsd.lowrank import Array
 from fedsd.strategies.tangent_mean import tangent_mean
 
 KINDS = ("gaussian", "hadamard")
+TOKEN, SCALARS = "token", "scalars"  # names among what is shared
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Rule:
             raise ValueError(f"directions must be one of {', '.join(KINDS)}; got {self.kind!r}")
         if not self.lr > 0:
             raise ValueError(f"zo.lr must be above 0, got {self.lr}")
+
+
+def rule_of(estimator: str, lr: float) -> Rule:
+    """Return the rule of an estimator of `methods.zo_token`."""
+    return Rule("gaussian" if estimator in ("rge", "subspace-gradient") else "hadamard", lr)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedsd.lowrank import Factor, LoRA, reseed, resize_lora
+from fedsd.lowrank import Array, Factor, LoRA, reseed, resize_lora
 from fedsd.strategies.aggregate import NO_CLUSTER, Settings
 from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
 from fedsd.strategies.bandwidth import Uplinks
@@ -25,9 +25,11 @@ from fedsd.strategies.events import client_done, client_suspected, round_cluster
 from fedsd.strategies.exchange import Answer, answer, exchange
 from fedsd.strategies.intake import Intake, open_intake
 from fedsd.strategies.lifecycle import changes
+from fedsd.strategies.replayed import replayed, with_moments
 from fedsd.strategies.roster import ask_profiles, available, client_seed, misfits, sample, wait_for_nodes
 from fedsd.strategies.round import Round
 from fedsd.strategies.schedule import Schedule
+from fedsd.strategies.seeded import TOKEN, Rule
 from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
 from fedsd.values import strangers
@@ -43,6 +45,7 @@ def _ignore(_: Any) -> None:
 class StyleClusteredLoRA(Strategy):
     """Federated LoRA by style clusters (arXiv 2508.04745, Algorithm 1), or by the rule that `settings` names.
 
+    replay: how clients' zeroth-order steps follow from seeds and scalars, where they send those;
     on_event: called with a dict for each event of the run; on_round: with each `Round` when it is complete. A round
     without a usable reply raises RuntimeError; so do more dead workers than the schedule allows.
     """
@@ -53,18 +56,21 @@ class StyleClusteredLoRA(Strategy):
         *,
         limits: Limits | None = None,
         schedule: Schedule | None = None,
+        replay: Rule | None = None,
         on_event: Callable[[dict[str, Any]], None] = _ignore,
         on_round: Callable[[Round], None] = _ignore,
     ) -> None:
         self.settings = settings or Settings()
         self.limits = limits or Limits()
         self.schedule = schedule or Schedule()
+        self.replay = replay
         self.previous: Round | None = None
         self._on_event = on_event
         self._on_round = on_round
         self._profiles: dict[int, Profile] = {}  # by Flower's node id, of the nodes that can take part
         self._uplinks = Uplinks(self.schedule.upload_encoding, self.schedule.upload_seconds, self.schedule.poll)
         self._strangers: set[str] = set()  # names in `schedule.availability` that nobody bears, as far as told
+        self._tokens: dict[str, Array | None] = {}  # by client: the one in this round's order
         self._deaths: Counter[str] = Counter()  # by client: workers that died while it was training
 
     def resume(self, previous: Round) -> None:
@@ -178,7 +184,9 @@ class StyleClusteredLoRA(Strategy):
                 resized[key] = lora, resize_lora(lora, rank)
             seed = client_seed(self.schedule.seed, server_round, client)
             start = warm_start(resized[key][1], seed)
-            order = Order(server_round, rank, cluster, seed, start, encoding, arrays)
+            known = self.previous.clients.get(client) if self.previous else None
+            self._tokens[client], last_round = arrays.get(TOKEN), known.last_round if known else 0
+            order = Order(server_round, rank, cluster, seed, start, encoding, arrays, last_round)
             yield order_message(order, node, encoding=self.schedule.encoding, config=config)
 
     def _meet(self, server_round: int, grid: Grid) -> None:
@@ -224,14 +232,18 @@ class StyleClusteredLoRA(Strategy):
         """Take the answers one at a time, drop and name the bad ones, and aggregate the good ones."""
         reasons: dict[str, str] = {}
         intake: Intake | None = None
+        moved: dict[str, Arrays] = {}
         for found in answers:
             profile = self._profiles.get(found.node_id)
             name = profile.client if profile else f"node {found.node_id}"
             # opened late: the profiles are known when the first answer comes, after all orders were made
             intake = intake or self._intake()
             try:
-                update = _read(found, name)
+                seed = client_seed(self.schedule.seed, server_round, name)
+                read = _read(found, name)
+                update, moments = replayed(read, seed, self._tokens.get(name), self.previous, self.replay)
                 intake.take(update, check_update(update, self.limits))
+                moved[name] = moments
             except ValueError as error:
                 reasons[name] = str(error)
                 self._fail(server_round, name, str(error))
@@ -250,10 +262,10 @@ class StyleClusteredLoRA(Strategy):
             raise RuntimeError(f"round {server_round} brought no usable reply; {problem}")
         for change in changes(self.previous, outcome.after):
             self._on_event(change.event(server_round))
-        self.previous = outcome.after
-        self._on_event(round_clusters(outcome.after, outcome.error_bound))
-        self._on_round(outcome.after)
-        return outcome.after
+        self.previous = after = with_moments(outcome.after, self.previous, moved)
+        self._on_event(round_clusters(after, outcome.error_bound))
+        self._on_round(after)
+        return after
 
     def _intake(self) -> Intake:
         profiles = list(self._profiles.values())
