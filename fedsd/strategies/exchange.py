@@ -15,6 +15,8 @@ import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsd.wire import Update, parse_update
+
 LOG = logging.getLogger("flwr.fedsd")
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of a call that the SuperLink itself fails
 
@@ -90,3 +92,13 @@ def _pull(grid: Grid, message_id: str, node_id: int) -> Answer | None:
     except Exception as error:
         return Answer(node_id, None, f"its reply could not be read: {error}")
     return answer(replies[0], node_id) if replies else None
+
+
+def update_of(found: Answer, client: str) -> Update:
+    """The update in an answer; ValueError with the problem, or when the node answers in another client's name."""
+    if found.reply is None:
+        raise ValueError(found.problem)
+    update = parse_update(found.reply)
+    if update.client != client:
+        raise ValueError(f"it answers as {update.client}; a node must keep its client id for the whole run")
+    return update

@@ -22,7 +22,7 @@ from fedsd.strategies.aggregate import NO_CLUSTER, Settings
 from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
 from fedsd.strategies.bandwidth import Uplinks
 from fedsd.strategies.events import client_done, client_suspected, round_clusters
-from fedsd.strategies.exchange import Answer, answer, exchange
+from fedsd.strategies.exchange import Answer, answer, exchange, update_of
 from fedsd.strategies.intake import Intake, open_intake
 from fedsd.strategies.lifecycle import changes
 from fedsd.strategies.replayed import replayed, with_moments
@@ -33,7 +33,7 @@ from fedsd.strategies.seeded import TOKEN, Rule
 from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
 from fedsd.values import strangers
-from fedsd.wire import Order, Profile, Update, lora_record, order_message, parse_lora, parse_update
+from fedsd.wire import Order, Profile, lora_record, order_message, parse_lora
 
 LOG = logging.getLogger("flwr.fedsd")
 
@@ -240,7 +240,7 @@ class StyleClusteredLoRA(Strategy):
             intake = intake or self._intake()
             try:
                 seed = client_seed(self.schedule.seed, server_round, name)
-                read = _read(found, name)
+                read = update_of(found, name)
                 update, moments = replayed(read, seed, self._tokens.get(name), self.previous, self.replay)
                 intake.take(update, check_update(update, self.limits))
                 moved[name] = moments
@@ -293,16 +293,6 @@ class StyleClusteredLoRA(Strategy):
 def warm_start(lora: LoRA, seed: int) -> dict[str, Factor]:
     """The same ΔΘ, able to learn in every direction: see `lowrank.reseed`."""
     return {layer: reseed(lora[layer], [seed, index]) for index, layer in enumerate(sorted(lora))}
-
-
-def _read(found: Answer, client: str) -> Update:
-    """The update in an answer; ValueError with the problem, or when the node answers in another client's name."""
-    if found.reply is None:
-        raise ValueError(found.problem)
-    update = parse_update(found.reply)
-    if update.client != client:
-        raise ValueError(f"it answers as {update.client}; a node must keep its client id for the whole run")
-    return update
 
 
 def _joined(entries: dict[Any, Any]) -> str:
