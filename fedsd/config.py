@@ -82,6 +82,7 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "train.batch-size": _at_least(1),
     "train.lr": _between(1e-9, 1),
     "train.text-lr": _between(0, 1),
+    "train.lr-ratio": _between(1, 64),
     "train.precision": _one_of("float32", "bfloat16", "float16"),
     "train.caption-dropout": _between(0, 1),
     "style.source": _one_of("images", "prompts"),

@@ -130,12 +130,15 @@ class ZoConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Local training (line 29). lr, text_lr: of U-Net and text encoder; caption_dropout: share in [0, 1]."""
+    """Local training (line 29). lr, text_lr: of U-Net and text encoder; lr_ratio: the rate of B over that of A;
+    caption_dropout: share in [0, 1].
+    """
 
     steps: int
     batch_size: int
     lr: float
     text_lr: float
+    lr_ratio: float
     min_snr_gamma: float
     precision: str
     caption_dropout: float

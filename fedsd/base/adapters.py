@@ -133,6 +133,20 @@ def unfrozen(base: Base, text_encoder: bool = True) -> dict[str, list[nn.Paramet
     }
 
 
+def rates(base: Base, lr: float, text_lr: float, ratio: float) -> list[dict[str, Any]]:
+    """Return optimiser groups of the adapter that the base carries unfrozen, each naming the setting of its rate.
+
+    B learns `ratio` times as fast as A (LoRA+, Hayou, Ghosh, Yu 2024, arXiv 2402.12354); 1 is plain LoRA.
+    """
+    groups: list[dict[str, Any]] = []
+    for name, rate, setting in (("unet", lr, "train.lr"), ("text_encoder", text_lr, "train.text-lr")):
+        named = [(key, p) for key, p in getattr(base, name).named_parameters() if p.requires_grad]
+        for side, times in (("lora_A", 1.0), ("lora_B", ratio)):
+            if parameters := [p for key, p in named if side in key]:
+                groups.append({"params": parameters, "lr": times * rate, "setting": setting})
+    return groups
+
+
 @contextmanager
 def bare(base: Base) -> Iterator[None]:
     """Within the block the base computes without whatever adapters it carries, of any name."""

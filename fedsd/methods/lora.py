@@ -4,7 +4,6 @@ line 29), and where asked for on the U-Net's convolutions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from fedsd.lowrank import Array
 
 @dataclass(frozen=True)
 class Settings:
-    """lr, text_lr: AdamW rates of the U-Net's and the text encoder's factors, whose rank is `rank`."""
+    """lr, text_lr: AdamW rates of the U-Net's and the text encoder's factors; rank: theirs; ratio: of B's rate to A's."""
 
     descent: Descent
     lr: float
@@ -24,6 +23,7 @@ class Settings:
     text_encoder: bool
     rank: int = 4
     convolutions: bool = False
+    ratio: float = 1.0
 
 
 def fit(
@@ -36,10 +36,8 @@ def fit(
     """
     text_encoder = settings.text_encoder
     carried = adapters.trainable(base, start.lora, settings.rank, seed, text_encoder, settings.convolutions)
-    with carried as parameters:
-        groups: list[dict[str, Any]] = [{"params": parameters["unet"], "lr": settings.lr, "setting": "train.lr"}]
-        if text_encoder:
-            groups.append({"params": parameters["text_encoder"], "lr": settings.text_lr, "setting": "train.text-lr"})
+    with carried:
+        groups = adapters.rates(base, settings.lr, settings.text_lr, settings.ratio)
         optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
         generator = torch.Generator().manual_seed(seed)
         progress = descend(base, pictures, [optimiser], settings.descent, generator, text_trained=text_encoder)

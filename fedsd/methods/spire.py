@@ -55,6 +55,7 @@ class Settings:
     size: int = 64
     backbone: str = "lora"
     convolutions: bool = False
+    ratio: float = 1.0
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -243,10 +244,8 @@ def _trainable(
         return
     text_encoder = settings.text_encoder
     training = adapters.trainable(base, start.lora, settings.rank, seed, text_encoder, settings.convolutions)
-    with training as factors:
-        groups: list[dict[str, Any]] = [{"params": factors["unet"], "lr": settings.lr, "setting": "train.lr"}]
-        if text_encoder:
-            groups.append({"params": factors["text_encoder"], "lr": settings.text_lr, "setting": "train.text-lr"})
+    with training:
+        groups = adapters.rates(base, settings.lr, settings.text_lr, settings.ratio)
         yield groups, lambda: Shared(adapters.current(base))
 
 

@@ -49,14 +49,16 @@ def descent(config: Config) -> Descent:
 
 def _lora(place: Place) -> lora.Settings:
     train, of = place.config.train, place.config.lora
-    return lora.Settings(descent(place.config), train.lr, train.text_lr, of.text_encoder, place.rank, of.convolutions)
+    return lora.Settings(
+        descent(place.config), train.lr, train.text_lr, of.text_encoder, place.rank, of.convolutions, train.lr_ratio
+    )
 
 
 def _spire(place: Place) -> spire.Settings:
     train, of, own = place.config.train, place.config.lora, place.config.spire
     return spire.Settings(
         descent(place.config), train.lr, train.text_lr, own.embedding_lr, of.text_encoder, place.rank, own.drop,
-        own.form, own.size, own.backbone, of.convolutions,
+        own.form, own.size, own.backbone, of.convolutions, train.lr_ratio,
     )  # fmt: skip
 
 

@@ -166,3 +166,11 @@ def test_each_picture_needs_a_caption(base: Base, latents: Tensor, pictures: int
 def test_rank_that_does_not_fit_is_refused(base: Base, latents: Tensor) -> None:
     with pytest.raises(ValueError, match="LoRA rank 17 does not fit"):
         trained(base, latents, rank=17)
+
+
+def test_b_learns_as_many_times_as_fast_as_a_as_asked(base: Base, latents: Tensor) -> None:
+    plain = trained(base, latents, steps=1, lr=1e-4).lora
+    fast = trained(base, latents, steps=1, lr=1e-4, ratio=8.0).lora
+    for layer in plain:  # B begins at 0, and AdamW's first step does not know the size of the gradient
+        np.testing.assert_allclose(fast[layer].B, 8 * plain[layer].B, rtol=1e-3, atol=1e-8)
+        np.testing.assert_array_equal(fast[layer].A, plain[layer].A)
