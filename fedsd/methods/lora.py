@@ -15,7 +15,7 @@ from fedsd.lowrank import Array
 
 @dataclass(frozen=True)
 class Settings:
-    """lr, text_lr: AdamW rates of the U-Net's and the text encoder's factors; rank: theirs; ratio: of B's rate to A's."""
+    """lr, text_lr: AdamW rates of the U-Net's and the text encoder's factors; ratio: of B's rate to A's."""
 
     descent: Descent
     lr: float
