@@ -89,7 +89,7 @@ def hidden_style(z: np.ndarray, context: Context, config: configuration.Config) 
     else:
         own = context.node_config
         key = federation.read_key(Path(str(own.get("key", Path(str(own["private-dir"])) / federation.FILE))))
-    return federation.hide_style(z, config.style.key, key)
+    return federation.turn(z, key)
 
 
 def _deployed(context: Context) -> bool:

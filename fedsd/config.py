@@ -86,7 +86,7 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "train.precision": _one_of("float32", "bfloat16", "float16"),
     "train.caption-dropout": _between(0, 1),
     "style.source": _one_of("images", "prompts"),
-    "style.key": _one_of("none", "turn", "blur"),
+    "style.key": _one_of("none", "turn"),
     "strategy.name": _one_of(*STRATEGIES),
     "strategy.inside": _one_of(*RULES_FOR_LORA),
     "strategy.across": _one_of(*RULES_FOR_LORA),

@@ -359,13 +359,12 @@ def test_malformed_order_is_refused(run_config: dict) -> None:
     assert "the message lacks" in reply.error.reason
 
 
-@pytest.mark.parametrize("how", ["turn", "blur"])
-def test_z_leaves_hidden_by_the_key_which_stays(run_config: dict, tmp_path: Path, how: str) -> None:
-    keyed, plain = run_config | {"style.key": how}, wire.parse_profile(query(simulated(run_config))[0]).z
+def test_z_leaves_hidden_by_the_key_which_stays(run_config: dict, tmp_path: Path) -> None:
+    keyed, plain = run_config | {"style.key": "turn"}, wire.parse_profile(query(simulated(run_config))[0]).z
     assert not (tmp_path / "nodes" / federation.FILE).exists()
     profile, asked = query(simulated(keyed))
     key = federation.read_key(tmp_path / "nodes" / federation.FILE)
-    wanted = federation.hide_style(plain, how, key)
+    wanted = federation.turn(plain, key)
     np.testing.assert_array_equal(wire.parse_profile(profile).z, wanted)
     reply, trained = order(simulated(keyed))
     np.testing.assert_array_equal(wire.parse_update(reply).z, wanted)

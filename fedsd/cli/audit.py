@@ -103,7 +103,6 @@ def style_rows(
     received = np.stack([updates[client].z for client in sorted(updates)])
     n = [updates[client].n for client in sorted(updates)]
     plain = np.stack([_plain_style(run, client, clip) for client in sorted(updates)])
-    how = run.config.style.key
     defences: dict[str, Callable[[Array, int], Array]] = {
         "none": lambda z, seed: z,
         "turned by a key": lambda z, seed: key.turn(z, _key(seed)),
@@ -112,11 +111,11 @@ def style_rows(
         "noise 0.8": lambda z, seed: key.noisy(z, 0.8, np.random.default_rng(seed)),
         "blurred by a key": lambda z, seed: key.blur(z, _key(seed)),
     }
-    shipped = {"none": "none", "turn": "turned by a key", "blur": "blurred by a key"}[how]
+    shipped = {"none": "none", "turn": "turned by a key"}[run.config.style.key]
     rows = _style_attacks("as received", [received], n, attacker, truth)
     for defence, hide in defences.items():
         # what was received under one key and is turned again is as likely as what another key would have given
-        seen = received if defence == shipped and how != "blur" else plain
+        seen = received if defence == shipped else plain
         tries = [hide(seen, seed) for seed in range(1 if defence == "none" else keys)]
         rows += _style_attacks(defence, tries, n, attacker, truth)
         again = [hide(seen, keys + seed) for seed in range(len(tries))]

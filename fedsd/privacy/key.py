@@ -3,7 +3,7 @@
 The style embedding z is turned by a random orthogonal matrix that follows from the key. Cosines stay as they are, and
 with them everything that a server does with z: clusters, distances to the centre, arrivals. What z says by itself, to
 anybody who has the same open_clip, is gone. What it says beside the others' z, their mutual cosines, stays:
-`attacks.geometry` measures that, and `blur` is what helps against it.
+`attacks.geometry` measures that, and `blur` would help against it at the price of the groups.
 
 An adapter ΔW = B A can be turned on both sides: P B A R. Sums, SVD cuts, norms and singular values are those of the
 product turned, so a server computes with it blindly, and it cannot be put on a base without the key.
@@ -84,11 +84,6 @@ def turn_back(z: Array, key: bytes) -> Array:
     return plain
 
 
-def hide_style(z: Array, how: str, key: bytes) -> Array:
-    """Return z as it leaves a device; how: "turn" or "blur", the settings of style.key besides "none"."""
-    return turn(z, key) if how == "turn" else blur(z, key)
-
-
 def turn_adapter(lora: LoRA, key: bytes) -> dict[str, Factor]:
     """Return P B A R of every layer, with matrices P and R of its own from the key."""
     return {
@@ -115,7 +110,8 @@ def blur(z: Array, key: bytes, width: float = 0.2, size: int = 1024) -> Array:
     """Return keyed random Fourier features (..., size) of z, of length 1: cosines become exp(-‖z - z'‖² / 2 width²).
 
     Styles farther apart than a few widths are all equally far, so that their mutual distances say nothing; those much
-    nearer stay near. Rahimi and Recht 2007, section 3, with frequencies and phases from the key; off by 1 / √size.
+    nearer stay near. Clients of one style come apart too, though, by more than what the number of their pictures explains,
+    so that a server that judges groups by it parts them; a run does not offer it. Rahimi and Recht 2007, section 3, with frequencies and phases from the key; off by 1 / √size.
     """
     seed = int.from_bytes(hashlib.sha256(key + b"/blur").digest(), "big")
     rng = np.random.default_rng(seed)
