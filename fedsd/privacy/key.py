@@ -110,8 +110,9 @@ def blur(z: Array, key: bytes, width: float = 0.2, size: int = 1024) -> Array:
     """Return keyed random Fourier features (..., size) of z, of length 1: cosines become exp(-‖z - z'‖² / 2 width²).
 
     Styles farther apart than a few widths are all equally far, so that their mutual distances say nothing; those much
-    nearer stay near. Clients of one style come apart too, though, by more than what the number of their pictures explains,
-    so that a server that judges groups by it parts them; a run does not offer it. Rahimi and Recht 2007, section 3, with frequencies and phases from the key; off by 1 / √size.
+    nearer stay near. Clients of one style come apart too, though, by more than what the number of their pictures
+    explains, so that a server that judges groups by it parts them; a run does not offer it. Rahimi and Recht 2007,
+    section 3, with frequencies and phases from the key; off by 1 / √size.
     """
     seed = int.from_bytes(hashlib.sha256(key + b"/blur").digest(), "big")
     rng = np.random.default_rng(seed)
