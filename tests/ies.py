@@ -75,7 +75,7 @@ def serving(folder: RunFolder, limits: Limits | None = None) -> Iterator[Served]
         yield Served(f"http://127.0.0.1:{port}", running, folder)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)  # a run that has begun is finished first
         assert not thread.is_alive()
 
 

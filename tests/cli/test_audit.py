@@ -17,6 +17,7 @@ from fedsd.base import load
 from fedsd.cli import attacker
 from fedsd.cli.audit import audit
 from fedsd.cli.main import app
+from fedsd.data import drawn
 from fedsd.privacy import key
 from fedsd.strategies.recorded import Recorded, received_updates
 
@@ -145,5 +146,6 @@ def test_pictures_of_a_folder_need_a_bank(tmp_path: Path) -> None:
 
 def test_a_bank_that_lacks_a_style_is_named(tmp_path: Path) -> None:
     typed = config.from_run_config(config.defaults())
+    drawn.write(tmp_path, ("sketch",), 2, 0)
     with pytest.raises(ValueError, match="ink"):
         attacker.public_pictures(typed, ["ink"], tmp_path, tmp_path)
