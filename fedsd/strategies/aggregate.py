@@ -153,22 +153,18 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
     found = [_shared(members, clients, present, previous, settings) for members in groups.members]
     loras = {name: update.lora for name, update in present.items() if update.lora}
     n = [update.n for update in present.values()]
-    return complete(
-        Combined(
-            clients,
-            groups,
-            [lora for lora, _ in found],
-            zero_padding(list(loras.values()), [present[name].n for name in loras]).lora if loras else {},
-            tuple(present),
-            loras,
-            [arrays for _, arrays in found],
-            mean_where_held([update.arrays for update in present.values()], n),
-            _directions(present.values(), previous),
-        ),
-        previous,
-        settings,
-        server_round,
+    combined = Combined(
+        clients,
+        groups,
+        [lora for lora, _ in found],
+        zero_padding(list(loras.values()), [present[name].n for name in loras]).lora if loras else {},
+        tuple(present),
+        loras,
+        [arrays for _, arrays in found],
+        mean_where_held([update.arrays for update in present.values()], n),
+        _directions(present.values(), previous),
     )
+    return complete(combined, previous, settings, server_round)
 
 
 def clients_after(
@@ -256,12 +252,9 @@ def _ids(z_k: Array, members: Sequence[AbstractSet[str]], previous: Round | None
 
 
 def _shared(
-    members: AbstractSet[str],
-    clients: Mapping[str, Client],
-    present: Mapping[str, Update],
-    previous: Round | None,
+    members: AbstractSet[str], clients: Mapping[str, Client], present: Mapping[str, Update], previous: Round | None,
     settings: Settings,
-) -> tuple[LoRA, Arrays]:
+) -> tuple[LoRA, Arrays]:  # fmt: skip
     """ΔΘ_c and arrays of a group (l.11): each part from those members whose method shares it."""
     lora: LoRA = {}
     arrays: dict[str, Array] = {}
