@@ -69,7 +69,7 @@ def evaluate(
     others = {name: sampling.finished(path) for name, path in against.items()}
     scores: dict[str, dict[str, Any]] = {method: {} for method in chosen}
     for style in sorted(set(run.style_of.values())):
-        real = extract(net, _bytes(pixels(real_pictures(run, style, where), base.size)))
+        real = extract(net, as_bytes(pixels(real_pictures(run, style, where), base.size)))
         prompts = prompts_of(run, style, pictures)
         for method in chosen:
             source, kind = (others[method], "cluster") if method in others else (run, method)
@@ -131,7 +131,8 @@ def real_pictures(run: Finished, style: str, where: str) -> tuple[Example, ...]:
     return read(Path(data.root).expanduser(), layout_of(data))
 
 
-def _bytes(unit: np.ndarray) -> Tensor:
+def as_bytes(unit: np.ndarray) -> Tensor:
+    """Return pixels (N, 3, H, W) in [-1, 1] as uint8."""
     return torch.from_numpy(((unit + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
 
 

@@ -150,7 +150,11 @@ def test_a_mixed_round_survives_the_store(fleet) -> None:
         ("c0", {"lora": {}, "arrays": word(1)}, "trains 'lora', which shares factors, and sends word"),
         ("c2", {"arrays": word(1)}, "trains 'soda', which shares shifts, and sends word"),
         ("c3", {"arrays": shifts(1) | word(1)}, "trains 'zo-token', which shares word, and sends shifts and word"),
-        ("c1", {"arrays": {"embedding.W1": np.ones((2, 2), np.float32)}}, "which shares factors, and sends factors and"),
+        (
+            "c1",
+            {"arrays": {"embedding.W1": np.ones((2, 2), np.float32)}},
+            "which shares factors, and sends factors and",
+        ),
     ],
 )
 def test_who_sends_another_methods_part_is_refused(fleet, client, change, said) -> None:

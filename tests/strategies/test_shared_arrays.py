@@ -26,7 +26,9 @@ def updates(make_update):
     """Two styles, unequal counts, no factors."""
     counts = {"c0": (0, 40), "c1": (0, 60), "c2": (1, 30), "c3": (1, 90)}
     return [
-        make_update(client, style, seed=seed, n=n, rank=1, lora={}, arrays=drawn(seed), directions="aaaa", method="soda")
+        make_update(
+            client, style, seed=seed, n=n, rank=1, lora={}, arrays=drawn(seed), directions="aaaa", method="soda"
+        )
         for seed, (client, (style, n)) in enumerate(counts.items())
     ]
 
