@@ -2,10 +2,10 @@
 
     python benchmarks/mixed.py [--out DIR] [--pictures N] [--no-record]
 
-Runs the preset `mixed` on the real engine, then draws for each node what it can draw: with what the server would send it
-next, cut to its rank, and with what it keeps to itself (SPIRE's embedding). The KID of these pictures to the node's own,
-by the embedded extractor, is held beside that of the untouched base, for the same captions and the same seeds. The point
-is the number of nodes whose KID is below the base's.
+Runs the preset `mixed` on the real engine, then draws for each node what it can draw: with what the server would send
+it next, cut to its rank, and with what it keeps to itself (SPIRE's embedding). The KID of these pictures to the node's
+own, by the embedded extractor, is held beside that of the untouched base, for the same captions and the same seeds.
+The point is the number of nodes whose KID is below the base's.
 """
 
 import argparse

@@ -178,13 +178,13 @@ def test_four_methods_in_one_run_give_each_node_what_it_can_use(fedsd: Command, 
     assert {name for name in loras if "/" in name} == {"clients/c0", "clients/c1"}
     assert kept(tmp_path, "c1")[0]["after.v"].any() and kept(tmp_path, "c3")[0]["after.steps"][0] == 2
     finished, base = sampling.finished(run.path), load.load("tiny")
-    for name, _ in by_members.items():
-        shared = finished.shared(by_members[name])
-        with sampling.carried(finished, base, shared) as paint:
+    for name in by_members.values():
+        with sampling.carried(finished, base, finished.shared(name)) as paint:
             assert paint(["a house"], steps=1).shape[0] == 1
     assert "token" not in finished.shared(others).arrays and finished.shared("mix").arrays == {}
-    code, out, err = fedsd("evaluate", run.path, "--pictures", "2", "--json")
+    code, said, err = fedsd("evaluate", run.path, "--pictures", "4", "--methods", "flora,cluster,mix", "--json")
     assert code == 0, err
+    assert json.loads(said)["scores"].keys() == {"flora", "cluster", "mix"}
 
 
 def _parts(base: load.Base) -> tuple:

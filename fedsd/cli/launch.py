@@ -79,7 +79,7 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     sizes = [METHODS[place.config.method.name].numbers(base, place) for place in places.values()]
     size = float(np.mean(sizes))
     trained = Counter(place.config.method.name for place in places.values())
-    what = ", ".join(f"{method} x {count}" for method, count in trained.items()) if len(trained) > 1 else [*trained][0]
+    what = ", ".join(f"{method} x {count}" if len(trained) > 1 else method for method, count in trained.items())
     what += f" ranks {','.join(map(str, ranks))}" if ranks else ""
     counts = "  ".join(f"{style} {count}" for style, count in sorted(styles.items()))
     version, upload = metadata.version("fedsd"), 4 * size / 1e6

@@ -117,7 +117,7 @@ def test_a_newcomer_starts_between_cluster_and_mix_as_far_as_it_is(updates):
         ({"directions": ""}, r"into other directions \(none, not aaaa\)"),
         ({"arrays": {"unet.q.shift": np.ones(7, np.float32)}}, "2 layers are missing, such as unet.conv.turn"),
         ({"arrays": drawn(9) | {"unet.q.turn": np.ones(5, np.float32)}}, r"unet.q.turn has shape \(5,\) instead of"),
-        ({"arrays": drawn(9) | {"token": np.ones(5, np.float32)}}, "1 layers are unknown, such as token"),
+        ({"arrays": drawn(9) | {"unet.k.turn": np.ones(5, np.float32)}}, "1 layers are unknown, such as unet.k"),
     ],
 )
 def test_who_does_not_fit_is_dropped_and_told_why(updates, change, said):
