@@ -259,12 +259,16 @@ def test_the_client_embedding_never_leaves_its_node(run_config: dict, pictures: 
 
 
 def test_each_node_trains_its_own_method(run_config: dict, pictures: Path, tmp_path: Path) -> None:
-    mixed = run_config | {"method.of-clients": "c1=zo-token", "zo.directions": 1, "token.template": "{token} {caption}"}
+    mixed = run_config | {
+        "method.of-clients": "c1=zo-token",
+        "zo.estimator": "rge",
+        "token.template": "{token} {caption}",
+    }
     told = wire.parse_profile(query(simulated(mixed))[0])
     assert (told.method, told.rank) == ("zo-token", 1)
     assert wire.parse_profile(query(simulated(mixed, number=0))[0]).method == "lora"
     shared = wire.parse_update(order(simulated(mixed), rank=1)[0])
-    assert shared.method == "zo-token" and shared.lora == {} and set(shared.arrays) == {"token"}
+    assert shared.method == "zo-token" and shared.lora == {} and "token" in shared.arrays
     node = deployed(run_config, pictures, tmp_path, method="spire", rank=2)
     told = wire.parse_profile(query(node)[0])
     assert (told.client, told.method, told.rank) == ("anna", "spire", 2)
