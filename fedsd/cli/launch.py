@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -58,8 +58,11 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     """
     config = configuration.from_run_config(flat)
     names = [f"c{i}" for i in range(clients)]
-    named = {"run.availability": shares_by_name(config.run.availability)}
-    for setting, given in {**named, "method.of-clients": methods_by_name(config.method.of_clients)}.items():
+    named: dict[str, Iterable[str]] = {
+        "run.availability": shares_by_name(config.run.availability),
+        "method.of-clients": methods_by_name(config.method.of_clients),
+    }
+    for setting, given in named.items():
         for name, near in strangers(given, names).items():
             raise ValueError(f"{setting} names {name}, and the clients are c0 to {names[-1]}; did you mean {near}?")
     from fedsd.base import adapters, load

@@ -15,7 +15,7 @@ def relative_change(lora_mix: LoRA, arrays_mix: Arrays, previous: Round | None) 
     size = np.hypot(lora_norm(previous.lora_mix), arrays_norm(before))
     # what is in one of the two alone has moved from or to 0
     signed = [(lora, sign) for lora, sign in ((lora_mix, 1), (previous.lora_mix, -1)) if lora]
-    lora_moved = stack_loras(*map(list, zip(*signed, strict=True))) if signed else {}
+    lora_moved = stack_loras([lora for lora, _ in signed], [sign for _, sign in signed]) if signed else {}
     nothing = {name: np.zeros_like(values) for name, values in {**before, **arrays_mix}.items()}
     arrays_moved = tangent_sum([{**nothing, **arrays_mix}, {**nothing, **before}], [1, -1])
     moved = np.hypot(lora_norm(lora_moved), arrays_norm(arrays_moved))
