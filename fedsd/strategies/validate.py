@@ -112,7 +112,8 @@ def majority(updates: Sequence[Update]) -> Expected:
     layers = {}
     for part in sorted({part for one in found for part in one}):
         votes = Counter(tuple(sorted(one[part].items())) for one in found if part in one)
-        layers[part] = dict(max(votes, key=lambda shape: (votes[shape], len(shape))))
+        usual = max(votes, key=lambda shape: (votes[shape], len(shape)))
+        layers[part] = dict(usual)
     z_size = Counter(update.z.size for update in updates).most_common(1)[0][0]
     base_sha = Counter(update.base_sha for update in updates).most_common(1)[0][0]
     decomposed = Counter(update.directions for update, one in zip(updates, found, strict=True) if SHIFTS in one)
