@@ -178,8 +178,8 @@ def _unlike(update: Update, expected: Expected) -> str:
     if update.z.size != expected.z_size:
         return f"its style embedding has {update.z.size} numbers instead of {expected.z_size}; use one style encoder"
     found = shapes(update.lora, update.arrays)
-    for part, layers in found.items():
-        if why := _other_shapes(layers, expected.layers[part]):
+    for part in found or expected.layers:
+        if why := _other_shapes(found.get(part, {}), expected.layers[part]):
             return why
     return other_directions(update.directions, expected.directions if SHIFTS in found else "")
 

@@ -10,6 +10,7 @@ from fedsd.lowrank import dense
 from fedsd.strategies.aggregate import Settings, aggregate_round
 from fedsd.strategies.arrivals import arrive
 from fedsd.strategies.intake import open_intake
+from fedsd.strategies.participation import arrays_before
 from fedsd.strategies.parts import FACTORS, SHIFTS, WORD, drawn_by, parts_by_method, parts_in
 from fedsd.strategies.round import arrays_of, from_state, to_state
 from fedsd.strategies.starts import start_for
@@ -125,6 +126,16 @@ def test_a_part_whose_nodes_are_absent_stays_as_it_was(fleet) -> None:
     only_words = after_round([fleet[6]], None, 1)
     later = after_round(fleet, only_words, 2)  # factors and shifts are new to the mix, which is not an error
     assert later.change is not None and later.change > 0 and later.clusters.keys() == {0, 1}
+
+
+def test_what_stands_in_for_absent_nodes_is_of_their_part(fleet) -> None:
+    known = after_round(fleet[:-1])  # nobody in the second cluster has a word
+    found = arrays_before({"c2", "c4", "c5"}, known, SHIFTS)
+    one, other = known.clusters.values()
+    assert "token" in one.arrays and "token" not in other.arrays
+    assert found.keys() == {"unet.q.shift", "unet.q.turn"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, (50 * one.arrays[name] + 80 * other.arrays[name]) / 130, atol=1e-6)
 
 
 def test_a_mixed_round_survives_the_store(fleet) -> None:
