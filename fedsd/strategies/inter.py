@@ -100,15 +100,12 @@ def neutral(loras: Sequence[LoRA], rank_cap: int, rule: Rule = flexlora) -> tupl
 
 
 def _over_factors(loras: Sequence[LoRA], weights: Sequence[float], rank_cap: int, rule: Rule) -> tuple[LoRA, float]:
-    """Σ_k w_k ΔΘ_k over those that are not empty, their weights made to sum to 1 where others are left out."""
+    """Σ_k w_k ΔΘ_k / Σ_k w_k over those that are not empty; equal weights where all of theirs are 0."""
     held = [k for k, lora in enumerate(loras) if lora]
     if not held:
         return {}, 0.0
     theirs = [weights[k] for k in held]
-    if len(held) < len(loras):
-        total = sum(theirs)
-        theirs = [w / total if total > 0 else 1 / len(held) for w in theirs]
-    return _capped(rule([loras[k] for k in held], theirs, rank_cap), rank_cap)
+    return _capped(rule([loras[k] for k in held], theirs if any(theirs) else [1.0] * len(held), rank_cap), rank_cap)
 
 
 def _capped(found: Combination, rank_cap: int) -> tuple[LoRA, float]:
