@@ -1,7 +1,7 @@
 """The node's side in Flower: it unpacks an order, trains, and replies (Algorithm 1, ClientUpdate, lines 28-31).
 
 The same code runs in simulation, where `partition-id` picks a share of one folder, and in deployment, where the node
-config names the node's own folder: `name`, `data-root`, `private-dir`, `rank`, `key`.
+config names the node's own folder: `name`, `data-root`, `private-dir`, `rank`, `method`, `key`.
 """
 
 import logging
@@ -32,6 +32,7 @@ from fedsd.methods.table import METHODS, Method, Place
 from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
 from fedsd.store import PrivateFolder
+from fedsd.values import unknown_method
 
 OWN = "own"  # name in the private folder of what a method keeps there
 CACHE = ".cache"  # below the private folders: what any node of a machine finds of the base alone
@@ -63,16 +64,18 @@ def private_root(directory: str) -> Path:
 def identify(context: Context, config: configuration.Config) -> Node:
     """Return this node: by partition-id in simulation, by its node config in deployment.
 
-    Its rank is 1 where the method has no factors.
+    Its settings name the method that it trains, and its rank is 1 where that has no factors.
     """
     own = context.node_config
     if not _deployed(context):
         number, clients = int(own["partition-id"]), int(own["num-partitions"])
         client, rank = f"c{number}", config.lora.rank_of(number)
+        config = config.of(client)
         root = private_root(config.node.private_dir)
         examples = shares.share(config.data, number, clients, config.run.seed, root)
     else:
         client, rank = str(own["name"]), int(own.get("rank", config.lora.rank_of(0)))
+        config = config.training(str(own["method"])) if "method" in own else config.of(client)
         root = Path(str(own["private-dir"]))
         examples = shares.own(config.data, Path(str(own["data-root"])).expanduser())
     if not config.shares_factors:
@@ -93,7 +96,7 @@ def hidden_style(z: np.ndarray, context: Context, config: configuration.Config) 
 
 
 def _deployed(context: Context) -> bool:
-    """Say whether this is a node with a folder of its own; ValueError names what its node config lacks."""
+    """Say whether this is a node with a folder of its own; ValueError names what its node config lacks or mistakes."""
     own = context.node_config
     if "partition-id" in own and "data-root" not in own:
         return False
@@ -102,6 +105,8 @@ def _deployed(context: Context) -> bool:
         raise ValueError(
             f'the node config lacks {", ".join(missing)}; pass --node-config \'name="a" data-root="…" private-dir="…"\''
         )
+    if "method" in own and (why := unknown_method(str(own["method"]))):
+        raise ValueError(f"the method in the node config is not known: {why}")
     return True
 
 
@@ -189,13 +194,14 @@ def with_kept_feedback(private: PrivateFolder, update: LoRA, run_id: int) -> LoR
 
 @app.query("profile")
 def profile(message: Message, context: Context) -> Message:
-    """Answer who this node is, what style its pictures have and at what rank it trains."""
+    """Answer who this node is, what style its pictures have, what it trains and at what rank."""
     config = configuration.from_run_config(context.run_config)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    if config.shares_factors:
-        adapters.check_rank(base, node.place.rank, config.lora.text_encoder, config.lora.convolutions)
-    who = wire.Profile(node.client, prepared.z, len(node.examples), node.place.rank, base.sha)
+    own = node.place.config
+    if own.shares_factors:
+        adapters.check_rank(base, node.place.rank, own.lora.text_encoder, own.lora.convolutions)
+    who = wire.Profile(node.client, prepared.z, len(node.examples), node.place.rank, base.sha, own.method.name)
     return wire.profile_reply(who, message)
 
 
@@ -224,5 +230,6 @@ def train(message: Message, context: Context) -> Message:
     update = wire.Update(
         node.client, lora, prepared.z, len(pictures.captions), order.rank, base.sha, **vars(fit.progress),
         arrays=fit.shared.arrays, directions=directions, begun=int(own["steps"][0]) if "steps" in own else 0,
+        method=place.config.method.name,
     )  # fmt: skip
     return wire.update_reply(update, message, encoding=order.encoding)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from fedsd.sections import Config, DataConfig
-from fedsd.values import Value, are_ranks, are_shares, are_span, conflicts, nearest, split_list
+from fedsd.values import METHODS, Value, are_methods, are_ranks, are_shares, are_span, conflicts, nearest, split_list
 
 __all__ = [
     "METHODS", "RULES", "SECTIONS", "STRATEGIES", "Config", "DataConfig", "Value", "defaults", "fault_of", "flatten",
@@ -22,8 +22,6 @@ RULES_FOR_LORA = (
     "zero-padding", "hetlora", "rbla", "raflora", "flora", "flexlora", "florist", "lora-fair", "geometric-median",
     "trimmed-mean", "multi-krum", "norm-clipping", "fedit",
 )  # fmt: skip
-METHODS = ("lora", "spire", "soda", "zo-token")
-
 
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Config)}  # type: ignore[misc]
 
@@ -57,6 +55,7 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "data.partition": _one_of("by-style", "unequal", "dirichlet"),
     "data.concentration": _between(1e-3, 1e6),
     "method.name": _one_of(*METHODS),
+    "method.of-clients": (are_methods, 'pairs of a client and a method as "c0=lora,c2=spire", or empty'),
     "lora.ranks": (are_ranks, "whole numbers of at least 1, separated by commas"),
     "spire.embedding-lr": _between(1e-9, 10),
     "spire.drop": (lambda v: isinstance(v, int | float) and 0 <= v < 1, "at least 0 and below 1"),

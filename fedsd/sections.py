@@ -1,8 +1,8 @@
 """The sections of the run config: one small frozen dataclass each, whose fields are the keys with "_" for "-"."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fedsd.values import split_list
+from fedsd.values import methods_by_name, split_list
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What a client trains."""
+    """What a client trains. of_clients: other methods than `name`, by client."""
 
     name: str
+    of_clients: str
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,19 @@ class Config:
     neutral: NeutralConfig
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """What the clients of the run train: `method.name`, and what single clients train instead."""
+        return tuple(dict.fromkeys((self.method.name, *methods_by_name(self.method.of_clients).values())))
+
+    @property
     def shares_factors(self) -> bool:
-        """Whether what clients share are LoRA factors, and so fits into LoRA files."""
-        return self.method.name == "lora" or (self.method.name == "spire" and self.spire.backbone == "lora")
+        """Whether clients, or some of them, share LoRA factors, which fit into LoRA files."""
+        return "lora" in self.methods or ("spire" in self.methods and self.spire.backbone == "lora")
+
+    def of(self, client: str) -> "Config":
+        """Return the settings as they are for one client, whose method is the only one in them."""
+        return self.training(methods_by_name(self.method.of_clients).get(client, self.method.name))
+
+    def training(self, method: str) -> "Config":
+        """Return the settings of a client that trains `method`."""
+        return replace(self, method=MethodConfig(method, ""))

@@ -20,11 +20,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedsd import config as configuration
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings
+from fedsd.strategies.parts import parts_by_method
 from fedsd.strategies.recorded import Recorded
 from fedsd.strategies.round import Round, arrays_of, from_state, to_state
 from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.seeded import rule_of
 from fedsd.strategies.style_clustered import StyleClusteredLoRA
+from fedsd.strategies.validate import Limits
 from fedsd.values import shares_by_name
 
 LOG = logging.getLogger("flwr.fedsd")
@@ -69,7 +71,8 @@ def strategy_of(config: configuration.Config, folder: RunFolder) -> StyleCluster
             stack_cap=config.strategy.stack_cap, availability=shares_by_name(config.run.availability),
             upload_encoding=config.wire.encoding, upload_seconds=config.wire.upload_seconds,
         ),
-        replay=rule_of(config.zo.estimator, config.zo.lr) if config.method.name == "zo-token" else None,
+        limits=Limits(parts=parts_by_method(config.spire.form, config.spire.backbone)),
+        replay=rule_of(config.zo.estimator, config.zo.lr),
         on_event=on_event,
         on_round=on_round,
     )  # fmt: skip

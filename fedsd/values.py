@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 
 Value = bool | int | float | str
+METHODS = ("lora", "spire", "soda", "zo-token")  # what a client can train
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -56,6 +57,33 @@ def are_shares(value: Value) -> bool:
     return True
 
 
+def methods_by_name(text: str) -> dict[str, str]:
+    """Return {"c1": "soda"} for "c1=soda"; ValueError unless every part is a name, "=" and a method, each name once."""
+    methods: dict[str, str] = {}
+    for part in split_list(text):
+        name, _, method = (piece.strip() for piece in part.partition("="))
+        if not (name and method) or name in methods:
+            raise ValueError(f"{part!r} is not a client, '=' and a method, each client once")
+        methods[name] = method
+    return methods
+
+
+def are_methods(value: Value) -> bool:
+    """Say whether a setting lists methods by name, or nothing."""
+    try:
+        methods_by_name(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def unknown_method(method: str) -> str:
+    """Return what is wrong with the name of a method, with the nearest that there is, or ""."""
+    if method in METHODS:
+        return ""
+    return f"{method!r} is no method; use one of {', '.join(METHODS)}. Did you mean {nearest(method, METHODS)!r}?"
+
+
 def conflicts(flat: Mapping[str, Value]) -> list[str]:
     """Return what is wrong between settings that are each right by themselves."""
     found = []
@@ -72,12 +100,17 @@ def conflicts(flat: Mapping[str, Value]) -> list[str]:
             f'strategy.name = "style-clustered" or "everyone" and strategy.inside = "flexlora", '
             f"not {name!r} and {inside!r}"
         )
-    return found + _conflicts_of_arrays(flat)
+    of_clients = methods_by_name(str(flat.get("method.of-clients", "")))
+    unknown = {name: why for name, method in of_clients.items() if (why := unknown_method(method))}
+    found += [f"method.of-clients gives {name} a method that there is not: {why}" for name, why in unknown.items()]
+    given = {"method.name": flat.get("method.name")}
+    given |= {f"method.of-clients for {name}": method for name, method in of_clients.items()}
+    faults = [fault for setting, method in given.items() for fault in _conflicts_of_arrays(flat, setting, method)]
+    return found + faults
 
 
-def _conflicts_of_arrays(flat: Mapping[str, Value]) -> list[str]:
+def _conflicts_of_arrays(flat: Mapping[str, Value], setting: str, method: Value | None) -> list[str]:
     """Return which settings compare or fold factors B A, where a method shares other numbers."""
-    method = flat.get("method.name")
     beside = {"spire.form": "projected", "spire.backbone": "full"} if method == "spire" else {}
     what = [f"{key} = {value!r}" for key, value in beside.items() if flat.get(key) == value]
     if not what and method not in ("soda", "zo-token"):
@@ -87,7 +120,7 @@ def _conflicts_of_arrays(flat: Mapping[str, Value]) -> list[str]:
         "strategy.across": ("flexlora",), "strategy.detect": (False,), "strategy.stack-cap": (0,),
     }  # fmt: skip
     return [
-        f"{key} = {flat[key]!r} works on LoRA factors alone, and method.name = {method!r}"
+        f"{key} = {flat[key]!r} works on LoRA factors alone, and {setting} = {method!r}"
         f"{f' with {what[0]}' if what else ''} shares numbers that are averaged one by one; "
         f"use {' or '.join(repr(value) for value in usable)}"
         for key, usable in wanted.items()

@@ -3,9 +3,9 @@
     train message    {"lora": <layer>.B, <layer>.A (may be empty), "config": server-round, last-round, rank, cluster,
                       seed, encoding}, and perhaps "arrays"
     train reply      {"lora", "style": z, "metrics": num-examples, rank, loss-first, loss-last, seconds,
-                      images-per-second, "about": client-id, base-sha}, and perhaps "arrays", and in "about" directions
-                      and begun
-    profile reply    {"style": z, "metrics": num-examples, rank, "about": client-id, base-sha}
+                      images-per-second, "about": client-id, base-sha, method}, and perhaps "arrays", and in "about"
+                      directions and begun
+    profile reply    {"style": z, "metrics": num-examples, rank, "about": client-id, base-sha, method}
 
 "arrays" holds what is averaged number by number (`methods`), float32, each under its name; "directions" is the hash of
 the decomposition that they refer to, "begun" the zeroth-order steps taken before this round. None is there where there
@@ -25,6 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from fedsd.codec import ENCODINGS, FLOATS, decode, encode
 from fedsd.lowrank import Array, LoRA
 from fedsd.records import arrays_record, lora_record, parse_arrays, parse_lora, payload
+from fedsd.values import METHODS
 
 PROFILE_QUERY = f"{MessageType.QUERY}.profile"
 MAX_RANK = 4096
@@ -60,7 +61,7 @@ class Update:
     """What a node sends back. z: (D,) float32; n: images trained on; loss: mean at the start and at the end.
 
     bytes: payload of the reply's arrays; 0 before it has travelled; directions: hash of the decomposition that `arrays`
-    refer to, "" for none; begun: zeroth-order steps that the node's optimiser had seen before.
+    refer to, "" for none; begun: zeroth-order steps that the node's optimiser had seen before; method: what it trains.
     """
 
     client: str
@@ -77,17 +78,19 @@ class Update:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     directions: str = ""
     begun: int = 0
+    method: str = "lora"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a node says of itself before training. z: (D,) float32; n: images it has."""
+    """What a node says of itself before training. z: (D,) float32; n: images it has; method: what it trains."""
 
     client: str
     z: Array
     n: int
     rank: int
     base_sha: str
+    method: str = "lora"
 
 
 def order_message(
@@ -146,7 +149,7 @@ def parse_update(message: Message) -> Update:
     records = _records(message, ("lora", "style", "metrics", "about"), ("arrays",))
     lora, travelled = _of_type(records, "lora", ArrayRecord), [name for name in _PAYLOAD if name in records]
     metrics = _metrics(records, _TRAIN_METRICS)
-    z, client, base_sha = _parse_identity(records, ("directions", "begun"))
+    z, client, base_sha, method = _parse_identity(records, ("directions", "begun"))
     about = records["about"]
     return Update(
         client,
@@ -163,6 +166,7 @@ def parse_update(message: Message) -> Update:
         arrays=_arrays(records),
         directions=_hash(about["directions"], "directions", client) if "directions" in about else "",
         begun=_in_range("begun", _integer(about, "begun"), 2**31) if "begun" in about else 0,
+        method=method,
     )
 
 
@@ -180,16 +184,16 @@ def parse_profile(message: Message) -> Profile:
     """The profile in a reply; ValueError naming what is wrong."""
     records = _records(message, ("style", "metrics", "about"))
     metrics = _metrics(records, _PROFILE_METRICS)
-    z, client, base_sha = _parse_identity(records)
+    z, client, base_sha, method = _parse_identity(records)
     n = _in_range("num-examples", _integer(metrics, "num-examples"), 2**53)
-    return Profile(client, z, n, _in_range("rank", _integer(metrics, "rank"), MAX_RANK), base_sha)
+    return Profile(client, z, n, _in_range("rank", _integer(metrics, "rank"), MAX_RANK), base_sha, method)
 
 
 def _identity(sender: Update | Profile, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "style": ArrayRecord({"z": encode(sender.z, "float32")}),
         "metrics": MetricRecord(metrics),
-        "about": ConfigRecord({"client-id": sender.client, "base-sha": sender.base_sha}),
+        "about": ConfigRecord({"client-id": sender.client, "base-sha": sender.base_sha, "method": sender.method}),
     }
 
 
@@ -197,17 +201,19 @@ def _arrays(records: RecordDict) -> dict[str, Array]:
     return parse_arrays(_of_type(records, "arrays", ArrayRecord)) if "arrays" in records else {}
 
 
-def _parse_identity(records: RecordDict, optional: tuple[str, ...] = ()) -> tuple[Array, str, str]:
+def _parse_identity(records: RecordDict, optional: tuple[str, ...] = ()) -> tuple[Array, str, str, str]:
     style, about = _of_type(records, "style", ArrayRecord), _of_type(records, "about", ConfigRecord)
     _keys("style", style, ("z",))
-    _keys("about", about, ("client-id", "base-sha"), optional)
+    _keys("about", about, ("client-id", "base-sha", "method"), optional)
     client, base_sha = about["client-id"], about["base-sha"]
     if not isinstance(client, str) or not _CLIENT.fullmatch(client):
         raise ValueError(f"client-id {str(client)[:80]!r} must be 1 to 64 letters, digits, '_', '-' or '.'")
     base_sha = _hash(base_sha, "base-sha", client)
+    if (method := about["method"]) not in METHODS:
+        raise ValueError(f"method of {client} must be one of {', '.join(METHODS)}; got {str(method)[:80]!r}")
     z = decode("z", style["z"], 1, FLOATS)
     _in_range("the size of z", z.size, MAX_STYLE_SIZE)
-    return z, client, base_sha
+    return z, client, base_sha, str(method)
 
 
 def _hash(value: Any, name: str, client: str) -> str:

@@ -240,7 +240,7 @@ def test_nothing_private_leaves_a_node(run_config: dict, pictures: Path, tmp_pat
                 assert array[0, 0].tobytes() not in travelled
         allowed = {"lora", "style", "metrics", "about"}
         assert set(reply.content) <= allowed and set(reply.content["style"]) == {"z"}
-        assert set(reply.content["about"]) == {"client-id", "base-sha"}
+        assert set(reply.content["about"]) == {"client-id", "base-sha", "method"}
 
 
 def test_the_client_embedding_never_leaves_its_node(run_config: dict, pictures: Path, tmp_path: Path) -> None:
@@ -256,6 +256,24 @@ def test_the_client_embedding_never_leaves_its_node(run_config: dict, pictures: 
         for part in (form, form[:4], form[-4:]):
             assert part.tobytes() not in travelled
     assert set(reply.content) == {"lora", "style", "metrics", "about"}
+
+
+def test_each_node_trains_its_own_method(run_config: dict, pictures: Path, tmp_path: Path) -> None:
+    mixed = run_config | {
+        "method.of-clients": "c1=zo-token",
+        "zo.estimator": "rge",
+        "token.template": "{token} {caption}",
+    }
+    told = wire.parse_profile(query(simulated(mixed))[0])
+    assert (told.method, told.rank) == ("zo-token", 1)
+    assert wire.parse_profile(query(simulated(mixed, number=0))[0]).method == "lora"
+    shared = wire.parse_update(order(simulated(mixed), rank=1)[0])
+    assert shared.method == "zo-token" and shared.lora == {} and "token" in shared.arrays
+    node = deployed(run_config, pictures, tmp_path, method="spire", rank=2)
+    told = wire.parse_profile(query(node)[0])
+    assert (told.client, told.method, told.rank) == ("anna", "spire", 2)
+    reply, _ = query(deployed(run_config, pictures, tmp_path, method="sopa"))
+    assert "'sopa' is no method" in reply.error.reason and "Did you mean 'soda'?" in reply.error.reason
 
 
 def test_a_round_that_is_asked_for_again_begins_where_it_began(run_config: dict) -> None:

@@ -67,7 +67,7 @@ def test_a_preset_may_be_any_toml_file(tmp_path: Path) -> None:
 
 def test_an_unknown_preset_is_answered_with_those_there_are() -> None:
     with pytest.raises(
-        ValueError, match="preset 'emojis' is neither a TOML file nor one of demo, emoji, pacs, sd15, smoke"
+        ValueError, match="preset 'emojis' is neither a TOML file nor one of demo, emoji, mixed, pacs, sd15, smoke"
     ):
         read_preset("emojis")
 

@@ -217,6 +217,20 @@ def test_what_works_on_factors_is_refused_where_there_are_none(method: dict, oth
     changed(method__name="spire", **other)  # whose backbone is factors
 
 
+def test_single_clients_may_train_another_method() -> None:
+    mixed = changed(method__name="soda", method__of_clients="c0=lora, c3 = zo-token")
+    assert mixed.methods == ("soda", "lora", "zo-token") and mixed.shares_factors
+    assert [mixed.of(client).methods for client in ("c0", "c1", "c3")] == [("lora",), ("soda",), ("zo-token",)]
+    assert mixed.of("c0").shares_factors and not mixed.of("c1").shares_factors
+    with pytest.raises(ValueError, match=r"gives c1 a method that there is not: 'sira' .*Did you mean 'spire'"):
+        changed(method__of_clients="c0=lora,c1=sira")
+    for text in ("c0", "c0=", "=lora", "c0=lora,c0=soda"):
+        with pytest.raises(ValueError, match=r"method\.of-clients must be pairs of a client and a method"):
+            changed(method__of_clients=text)
+    with pytest.raises(ValueError, match=r"alone, and method\.of-clients for c2 = 'zo-token' shares numbers"):
+        changed(method__of_clients="c2=zo-token", strategy__detect=True)
+
+
 def test_what_is_shared_follows_from_the_method() -> None:
     assert changed().shares_factors and changed(method__name="spire").shares_factors
     assert not changed(method__name="soda").shares_factors

@@ -162,5 +162,30 @@ def test_a_word_in_two_rounds_travels_as_scalars(fedsd: Command, tmp_path: Path)
     np.testing.assert_array_equal(learnt, arrays["mix"]["token"][0])
 
 
+def test_four_methods_in_one_run_give_each_node_what_it_can_use(fedsd: Command, tmp_path: Path) -> None:
+    of_clients = "method.of-clients=c1=spire,c2=soda,c3=zo-token"
+    run = run_of(fedsd, tmp_path, "lora", of_clients, "lora.text-encoder=false", "zo.directions=1", "train.steps=1")
+    assert run.rounds() == [1, 2]
+    told = {e["client"]: e["method"] for e in run.events() if e["event"] == "client.profile"}
+    assert told == {"c0": "lora", "c1": "spire", "c2": "soda", "c3": "zo-token"}
+    assert not [e for e in run.events() if e["event"] == "client.failed"]
+    state, loras = run.load_round(2)
+    arrays = run.load_arrays(2)
+    by_members = {tuple(entry["members"]): f"cluster-{key}" for key, entry in state["clusters"].items()}
+    factors, others = by_members["c0", "c1"], by_members["c2", "c3"]
+    assert loras[factors] and all(factor.B.any() for factor in loras[factors].values()) and factors not in arrays
+    assert loras[others] == {} and "token" in arrays[others] and len(arrays[others]) > 1
+    assert {name for name in loras if "/" in name} == {"clients/c0", "clients/c1"}
+    assert kept(tmp_path, "c1")[0]["after.v"].any() and kept(tmp_path, "c3")[0]["after.steps"][0] == 2
+    finished, base = sampling.finished(run.path), load.load("tiny")
+    for name in by_members.values():
+        with sampling.carried(finished, base, finished.shared(name)) as paint:
+            assert paint(["a house"], steps=1).shape[0] == 1
+    assert "token" not in finished.shared(others).arrays and finished.shared("mix").arrays == {}
+    code, said, err = fedsd("evaluate", run.path, "--pictures", "4", "--methods", "flora,cluster,mix", "--json")
+    assert code == 0, err
+    assert json.loads(said)["scores"].keys() == {"flora", "cluster", "mix"}
+
+
 def _parts(base: load.Base) -> tuple:
     return base.unet, base.text_encoder, base.vae

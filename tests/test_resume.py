@@ -20,6 +20,7 @@ METHODS = {
     "spire": {"spire.form": "projected", "spire.size": 8},
     "soda": {"lora.text-encoder": False},
     "zo-token": {"zo.estimator": "rge", "zo.directions": 1, "token.template": "{token} {caption}"},
+    "mixed": {"lora.text-encoder": False, "method.of-clients": "c1=soda,c2=zo-token", "method.name": "spire"},
 }
 
 
@@ -59,7 +60,7 @@ def go(flat: dict, path: Path, rounds: int) -> RunFolder:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_gives_the_same_bytes(method: str, flat: dict, tmp_path: Path) -> None:
-    flat = flat | METHODS[method] | {"method.name": method}
+    flat = flat | {"method.name": method} | METHODS[method]
     straight = go(flat, tmp_path / "straight", 2)
     go(flat, tmp_path / "resumed", 1)
     resumed = go(flat, tmp_path / "resumed", 2)

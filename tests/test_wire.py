@@ -89,8 +89,9 @@ def test_an_update_arrives_as_it_was_sent_with_the_bytes_of_its_arrays():
 def test_a_profile_arrives_as_it_was_sent():
     query = profile_query(9)
     assert query.metadata.message_type == "query.profile"
-    arrived = parse_profile(profile_reply(Profile("c1", update().z, 12, 8, "abc"), query))
+    arrived = parse_profile(profile_reply(Profile("c1", update().z, 12, 8, "abc", "soda"), query))
     assert (arrived.client, arrived.n, arrived.rank, arrived.base_sha) == ("c1", 12, 8, "abc")
+    assert arrived.method == "soda" and parse_update(train_reply()).method == "lora"
     np.testing.assert_array_equal(arrived.z, update().z)
 
 
@@ -229,6 +230,8 @@ def remove(record: str, key: str | None = None):
         (remove("about", "base-sha"), "about lacks base-sha"),
         (change("about", "client-id", "../c1"), r"client-id '\.\./c1' must be 1 to 64 letters"),
         (change("about", "client-id", 7), "client-id '7' must be"),
+        (change("about", "method", "sopa"), "method of c1 must be one of lora, spire, soda, zo-token; got 'sopa'"),
+        (change("about", "method", 3), "method of c1 must be one of .*; got '3'"),
         (change("about", "client-id", "c" * 65), "client-id .* must be 1 to 64 letters"),
         (change("about", "base-sha", "no hash"), "base-sha 'no hash' of c1 is not a hash"),
         (change("style", "z", Array(np.ones((2, 2), np.float32))), "z claims shape"),
@@ -321,7 +324,7 @@ def test_nothing_but_what_is_listed_leaves_a_node():
         "lora": ["unet.mid.to_k.A", "unet.mid.to_k.B", "unet.mid.to_q.A", "unet.mid.to_q.B"],
         "style": ["z"],
         "metrics": ["images-per-second", "loss-first", "loss-last", "num-examples", "rank", "seconds"],
-        "about": ["base-sha", "client-id"],
+        "about": ["base-sha", "client-id", "method"],
     }
 
 

@@ -22,6 +22,7 @@ from fedsd.methods import spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.store import PrivateFolder, RunFolder
 from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
+from fedsd.strategies.parts import of_parts, parts_by_method
 from fedsd.strategies.round import Round, arrays_of, from_state, to_state
 
 
@@ -47,8 +48,9 @@ def adapt_run(folder: Path, wish: Newcomer, root: Path) -> dict[str, Any]:
     trained numbers over the U-Net's. Raises ValueError for runs of another method and clients that the run knows.
     """
     run, config = RunFolder(folder), read_config(folder)
-    if config.method.name != "spire":
+    if "spire" not in config.methods:
         raise ValueError(f'{folder} trained method.name = {config.method.name!r}; only "spire" has client embeddings')
+    config = config.training("spire")
     latest = run.latest_round()
     if latest is None:
         raise ValueError(f"{folder} has no complete round yet; wait for the first one (fedsd watch {folder})")
@@ -60,6 +62,8 @@ def adapt_run(folder: Path, wish: Newcomer, root: Path) -> dict[str, Any]:
     node = Node(wish.client, place, PrivateFolder(root, wish.client), _examples(config, wish.data))
     prepared = prepare(node, config, base)
     name, start = _start(known, wish.adapter, prepared.z, len(node.examples))
+    parts = parts_by_method(config.spire.form, config.spire.backbone)["spire"]
+    start = Shared(*of_parts(parts, start.lora, start.arrays))
     given = METHODS["spire"].settings(place)
     descent = replace(given.descent, steps=wish.steps or given.descent.steps)
     settings = replace(given, descent=descent, embedding_lr=wish.lr or given.embedding_lr)

@@ -17,7 +17,7 @@ LoRAs = Mapping[str, LoRA]
 def plot_energy(folder: Path, state: Mapping[str, Any], adapters: LoRAs) -> Path:
     """Draw Σ σ² of ΔW by depth, for each client, FedAvg and the cluster adapters; state, adapters: of one round."""
     clients = {name.removeprefix("clients/"): lora for name, lora in adapters.items() if name.startswith("clients/")}
-    clusters = {key: adapters[f"cluster-{key}"] for key in state["clusters"]}
+    clusters = {key: lora for key in state["clusters"] if (lora := adapters[f"cluster-{key}"])}
     members = {
         key: {name: lora for name, lora in clients.items() if str(state["clients"][name]["cluster"]) == key}
         for key in clusters

@@ -60,8 +60,8 @@ def evaluate(
         raise ValueError(
             f"the clients of {folder} held folders of their own, which this machine does not see; evaluate on a node"
         )
-    mixed = not run.config.shares_factors
-    chosen = tuple(methods) or (*(name for name in METHODS if not (mixed and name in FORMED)), *against)
+    formed = FORMED if run.config.shares_factors else ()
+    chosen = tuple(methods) or (*(name for name in METHODS if name not in FORMED or name in formed), *against)
     if unknown := sorted(set(chosen) - {*METHODS, *against}):
         raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join((*METHODS, *against))}")
     base, clip = load.load(run.config.base.name), load.load_clip()
@@ -69,7 +69,7 @@ def evaluate(
     others = {name: sampling.finished(path) for name, path in against.items()}
     scores: dict[str, dict[str, Any]] = {method: {} for method in chosen}
     for style in sorted(set(run.style_of.values())):
-        real = extract(net, _bytes(pixels(real_pictures(run, style, where), base.size)))
+        real = extract(net, as_bytes(pixels(real_pictures(run, style, where), base.size)))
         prompts = prompts_of(run, style, pictures)
         for method in chosen:
             source, kind = (others[method], "cluster") if method in others else (run, method)
@@ -90,26 +90,22 @@ def prompts_of(run: Finished, style: str, count: int) -> list[str]:
 
 
 def adapter_of(run: Finished, method: str, style: str) -> LoRA:
-    """Return the adapter that `method` would use for `style`."""
-    if method == "base":
-        return {}
-    if method == "cluster":
-        return run.loras[run.cluster_of_style(style)]
-    if method in ("mix", "neutral", "fedavg") and not (method == "fedavg" and "fedavg" not in run.loras):
-        return run.loras[method]
-    return _formed(run, method)
+    """Return the factors that `method` would use for `style`."""
+    return shared_of(run, method, style).lora
 
 
 def shared_of(run: Finished, method: str, style: str) -> Shared:
     """Return what `method` would use for `style`, whatever the clients share; ValueError where it needs factors."""
-    if run.config.shares_factors or method == "base":
-        name = run.cluster_of_style(style) if method == "cluster" else method
-        return Shared(adapter_of(run, method, style), run.arrays.get(name, {}))
-    if method in FORMED:
+    if method == "base":
+        return Shared()
+    name = run.cluster_of_style(style) if method == "cluster" else method
+    if name in run.loras and method not in FORMED:
+        return run.shared(name)
+    if not run.config.shares_factors:
         raise ValueError(
             f"{method} combines the clients' LoRA factors, and {run.config.method.name!r} has none; leave it out"
         )
-    return run.shared(run.cluster_of_style(style) if method == "cluster" else method)
+    return Shared(_formed(run, method))
 
 
 def _formed(run: Finished, method: str) -> LoRA:
@@ -135,7 +131,8 @@ def real_pictures(run: Finished, style: str, where: str) -> tuple[Example, ...]:
     return read(Path(data.root).expanduser(), layout_of(data))
 
 
-def _bytes(unit: np.ndarray) -> Tensor:
+def as_bytes(unit: np.ndarray) -> Tensor:
+    """Return pixels (N, 3, H, W) in [-1, 1] as uint8."""
     return torch.from_numpy(((unit + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
 
 

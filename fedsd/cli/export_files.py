@@ -128,7 +128,7 @@ def _chosen(run: RunFolder, names: Sequence[str]) -> tuple[dict[str, Any], dict[
     if server_round is None:
         raise ValueError(f"{run.path} has no complete round yet; wait for the first one (fedsd watch {run.path})")
     state, loras = run.load_round(server_round)
-    there = {name: lora for name, lora in loras.items() if "/" not in name}
+    there = {name: lora for name, lora in loras.items() if lora and "/" not in name}
     unknown = sorted(set(names) - set(there))
     if unknown:
         raise ValueError(

@@ -9,6 +9,7 @@ from fedsd.base.tokens import save_token
 from fedsd.cli import sampling
 from fedsd.cli.sampling import Finished
 from fedsd.methods.table import token
+from fedsd.strategies.seeded import TOKEN
 
 
 def export_models(run: Finished, out: Path, names: tuple[str, ...]) -> list[Path]:
@@ -21,13 +22,16 @@ def export_models(run: Finished, out: Path, names: tuple[str, ...]) -> list[Path
     there = [name for name in all_ if name != "fedavg"]
     if unknown := sorted(set(names) - set(all_)):
         raise ValueError(f"round {run.state['round']} has no model {unknown[0]!r}; choose from {', '.join(all_)}")
-    if run.config.method.name == "zo-token":
-        return [save_token(token(run.config, run.shared(name)), out / name) for name in names or there]
-    base, written = load.load(run.config.base.name), []
-    for name in names or there:
-        with sampling.carried(run, base, run.shared(name)):
-            written.append(save_model(base, out / name))
-    return written
+    return [_written(run, name, out / name) for name in names or there]
+
+
+def _written(run: Finished, name: str, place: Path) -> Path:
+    shared = run.shared(name)
+    if TOKEN in shared.arrays:
+        return save_token(token(run.config, shared), place)
+    base = load.load(run.config.base.name)
+    with sampling.carried(run, base, shared):
+        return save_model(base, place)
 
 
 def save_model(base: Base, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from fedsd import config as configuration
 from fedsd.cli.progress import Progress
 from fedsd.cli.run import Machine, simulate
 from fedsd.store import RunFolder
-from fedsd.values import shares_by_name, strangers
+from fedsd.values import methods_by_name, shares_by_name, strangers
 
 Show = Callable[[str], None]
 COLUMNS = 8  # of a sample grid
@@ -58,24 +58,32 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     """
     config = configuration.from_run_config(flat)
     names = [f"c{i}" for i in range(clients)]
-    for name, near in strangers(shares_by_name(config.run.availability), names).items():
-        raise ValueError(f"run.availability names {name}, and the clients are c0 to {names[-1]}; did you mean {near}?")
+    named: dict[str, Iterable[str]] = {
+        "run.availability": shares_by_name(config.run.availability),
+        "method.of-clients": methods_by_name(config.method.of_clients),
+    }
+    for setting, given in named.items():
+        for name, near in strangers(given, names).items():
+            raise ValueError(f"{setting} names {name}, and the clients are c0 to {names[-1]}; did you mean {near}?")
     from fedsd.base import adapters, load
     from fedsd.cli.sampling import holdings
     from fedsd.client_app import CACHE, private_root
     from fedsd.methods.table import METHODS, Place
 
     base = load.load(config.base.name)
-    ranks = [config.lora.rank_of(i) for i in range(clients)] if config.shares_factors else [1]
+    root = private_root(config.node.private_dir) / CACHE
+    places = {name: Place(config.of(name), config.lora.rank_of(i), root) for i, name in enumerate(names)}
+    ranks = [place.rank for place in places.values() if place.config.shares_factors]
     for rank in set(ranks):
         adapters.check_rank(base, rank, config.lora.text_encoder, config.lora.convolutions)
     machine = Machine(os.cpu_count() or 1, _gpus(), clients, int(os.environ.get("OMP_NUM_THREADS", "1")))
     held = holdings(config, names)
     styles = Counter(example.style for mine in held.values() for example in mine)
-    method = METHODS[config.method.name]
-    places = [Place(config, rank, private_root(config.node.private_dir) / CACHE) for rank in ranks]
-    size = float(np.mean([method.numbers(base, place) for place in places]))
-    what = f"{config.method.name} ranks {','.join(map(str, ranks))}" if config.shares_factors else config.method.name
+    sizes = [METHODS[place.config.method.name].numbers(base, place) for place in places.values()]
+    size = float(np.mean(sizes))
+    trained = Counter(place.config.method.name for place in places.values())
+    what = ", ".join(f"{method} x {count}" if len(trained) > 1 else method for method, count in trained.items())
+    what += f" ranks {','.join(map(str, ranks))}" if ranks else ""
     counts = "  ".join(f"{style} {count}" for style, count in sorted(styles.items()))
     version, upload = metadata.version("fedsd"), 4 * size / 1e6
     show(f"fedsd {version}  base {config.base.name}  cpus {machine.cpus}  gpus {machine.gpus}  run {config.run.folder}")

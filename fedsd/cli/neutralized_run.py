@@ -64,7 +64,10 @@ def neutralise_run(folder: Path, teaching: Teaching, show: Callable[[str], None]
 
 
 def inputs_of(run: RunFolder) -> tuple[int, LoRA, dict[str, LoRA], dict[str, float]]:
-    """Return the latest round, its neutral adapter as it came from the training server, ΔΘ_k by name, and w_k = β_k."""
+    """Return the latest round, its neutral adapter as it came from the training server, ΔΘ_k by name, and w_k = β_k.
+
+    Clusters that share no factors are left out, and what the others weigh sums to 1 then too.
+    """
     server_round = run.latest_round()
     if server_round is None:
         raise ValueError(f"{run.path} has no complete round yet; wait for the first one (fedsd watch {run.path})")
@@ -74,6 +77,9 @@ def inputs_of(run: RunFolder) -> tuple[int, LoRA, dict[str, LoRA], dict[str, flo
         raise ValueError(
             f"round {server_round} of {run.path} has no clusters, so there is nothing to be neutral between"
         )
+    held = {name: weight for name, weight in w.items() if loras[name]}
+    if 0 < len(held) < len(w):
+        w = {name: weight / sum(held.values()) for name, weight in held.items()}
     return server_round, loras[NAME], {name: loras[name] for name in w}, w
 
 

@@ -22,6 +22,7 @@ from fedsd.data.partition import partition
 from fedsd.lowrank import LoRA
 from fedsd.methods.table import METHODS, Place
 from fedsd.store import Arrays, RunFolder
+from fedsd.strategies.parts import drawn_by, of_parts, parts_in
 
 Painter = Callable[..., np.ndarray]  # of prompts, as `pictures`
 STEPS, GUIDANCE = 20, 2.5  # an adapted tiny base wants more than the 1.5 that is enough for it alone
@@ -42,8 +43,9 @@ class Finished:
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
 
     def shared(self, name: str) -> Shared:
-        """What clients share under a name: cluster-0, mix, …"""
-        return Shared(self.loras[name], self.arrays.get(name, {}))
+        """What is drawn by of what clients share under a name, cluster-0, mix, …: see `strategies.parts.drawn_by`."""
+        lora, arrays = self.loras[name], self.arrays.get(name, {})
+        return Shared(*of_parts(drawn_by(parts_in(lora, arrays))[1], lora, arrays))
 
     @property
     def style_of(self) -> dict[str, str]:
@@ -119,11 +121,12 @@ def pictures(
 @contextmanager
 def carried(run: Finished, base: Base, shared: Shared) -> Iterator[Painter]:
     """Within the block, draw by a model of the run: what clients share, without what each keeps to itself."""
-    method = METHODS[run.config.method.name]
-    place = Place(run.config, 1, private_root(run.config.node.private_dir) / CACHE)
     if not shared.lora and not shared.arrays:
         yield partial(pictures, base)
         return
+    name, _ = drawn_by(parts_in(shared.lora, shared.arrays))
+    place = Place(run.config.training(name), 1, private_root(run.config.node.private_dir) / CACHE)
+    method = METHODS[name]
     with method.carried(base, shared, place) as model:
         yield lambda prompts, **how: pictures(model, prompts, said=method.written(model, place, prompts), **how)
 

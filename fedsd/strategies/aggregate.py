@@ -5,16 +5,17 @@ Updates are summed in order of client id, so the order of arrival changes no bit
 Notation: ΔΘ_i update.lora, ΔΘ_c loras[k], ΔΘ_g,mix lora_mix, ΔΘ_g,neu lora_neu; z_k (K, D); d, tau, beta (K,).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 
-from fedsd.lowrank import Array, LoRA, lora_norm, stack_loras
+from fedsd.lowrank import Array, LoRA
+from fedsd.strategies.change import relative_change
 from fedsd.strategies.clustering import Clusters, Known, centroids, cluster, stable_ids
-from fedsd.strategies.inter import mix, mix_weights, neutral, strength, style_distance
+from fedsd.strategies.inter import mix, mix_weights, neutral, strengths, style_distance
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.participation import (
     PARTICIPATION,
@@ -25,10 +26,11 @@ from fedsd.strategies.participation import (
     weigh,
     weight_of_absent,
 )
+from fedsd.strategies.parts import FACTORS, PARTS, SHIFTS, of_parts, parts_in
 from fedsd.strategies.round import Client, Cluster, Round
 from fedsd.strategies.rules import RULES, Rule
 from fedsd.strategies.rules.hetlora import zero_padding
-from fedsd.strategies.tangent_mean import Arrays, arrays_norm, tangent_mean, tangent_sum
+from fedsd.strategies.tangent_mean import Arrays, mean_where_held, tangent_mean
 from fedsd.wire import Update
 
 NO_CLUSTER = -1
@@ -148,24 +150,21 @@ def aggregate_round(updates: Sequence[Update], previous: Round | None, settings:
     # Step 1: dynamic clustering by style (l.7-8)
     groups = group(clients, settings)
     # Step 2: intra-cluster aggregation (l.9-12)
-    found = [_shared(members, present, previous, settings) for members in groups.members]
+    found = [_shared(members, clients, present, previous, settings) for members in groups.members]
+    loras = {name: update.lora for name, update in present.items() if update.lora}
     n = [update.n for update in present.values()]
-    return complete(
-        Combined(
-            clients,
-            groups,
-            [lora for lora, _ in found],
-            zero_padding([update.lora for update in present.values()], n).lora,
-            tuple(present),
-            {name: update.lora for name, update in present.items()},
-            [arrays for _, arrays in found],
-            tangent_mean([update.arrays for update in present.values()], n),
-            next(iter(present.values())).directions,
-        ),
-        previous,
-        settings,
-        server_round,
+    combined = Combined(
+        clients,
+        groups,
+        [lora for lora, _ in found],
+        zero_padding(list(loras.values()), [present[name].n for name in loras]).lora if loras else {},
+        tuple(present),
+        loras,
+        [arrays for _, arrays in found],
+        mean_where_held([update.arrays for update in present.values()], n),
+        _directions(present.values(), previous),
     )
+    return complete(combined, previous, settings, server_round)
 
 
 def clients_after(
@@ -181,12 +180,12 @@ def complete(combined: Combined, previous: Round | None, settings: Settings, ser
     """Step 3, inter-cluster aggregation (l.13-19), and everything the server knows after the round."""
     clients, members, loras = combined.clients, combined.groups.members, combined.loras
     z_k, arrays = combined.groups.z_k, combined.arrays or [{}] * len(loras)
-    d, tau = style_distance(z_k), np.array([strength(*both) for both in zip(loras, arrays, strict=True)])
+    d, tau = style_distance(z_k), strengths(loras, arrays)
     beta = mix_weights(d, tau, settings.alpha, settings.formula)
     across = RULES[settings.across].combine
     lora_mix, _ = mix(loras, beta.tolist(), settings.rank_cap, across)
     lora_neu, discarded = neutral(loras, settings.rank_cap, across)
-    arrays_mix, arrays_neu = tangent_sum(arrays, beta.tolist()), tangent_mean(arrays, [1] * len(arrays))
+    arrays_mix, arrays_neu = mean_where_held(arrays, beta.tolist()), mean_where_held(arrays, [1] * len(arrays))
 
     ids, next_id = _ids(z_k, members, previous)
     of_client = {name: ids[k] for k, group in enumerate(members) for name in group}
@@ -208,7 +207,7 @@ def complete(combined: Combined, previous: Round | None, settings: Settings, ser
         lora_fedavg=combined.lora_fedavg,
         silhouette=combined.groups.silhouette,
         neutral_discarded=discarded,
-        change=_relative_change(lora_mix, arrays_mix, previous),
+        change=relative_change(lora_mix, arrays_mix, previous),
         next_id=next_id,
         arrays={"mix": arrays_mix, "neutral": arrays_neu, "fedavg": combined.arrays_fedavg},
         directions=combined.directions,
@@ -217,7 +216,8 @@ def complete(combined: Combined, previous: Round | None, settings: Settings, ser
 
 def client_of(update: Update, before: Client | None, server_round: int) -> Client:
     """A client as its update shows it, in no cluster yet; before: what was known of it."""
-    client = Client(NO_CLUSTER, update.rank, update.n, update.z, update.loss_first, update.loss_last, 0, 0, 0)
+    losses, parts = (update.loss_first, update.loss_last), tuple(sorted(parts_in(update.lora, update.arrays)))
+    client = Client(NO_CLUSTER, update.rank, update.n, update.z, *losses, 0, 0, 0, parts)
     return took_part(client, before, server_round)
 
 
@@ -252,22 +252,43 @@ def _ids(z_k: Array, members: Sequence[AbstractSet[str]], previous: Round | None
 
 
 def _shared(
-    members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, settings: Settings
-) -> tuple[LoRA, Arrays]:
-    """ΔΘ_c and arrays from the members that took part (l.11), see `participation`; else from the clusters that they
-    were in.
-    """
+    members: AbstractSet[str], clients: Mapping[str, Client], present: Mapping[str, Update], previous: Round | None,
+    settings: Settings,
+) -> tuple[LoRA, Arrays]:  # fmt: skip
+    """ΔΘ_c and arrays of a group (l.11): each part from those members whose method shares it."""
+    lora: LoRA = {}
+    arrays: dict[str, Array] = {}
+    for part in PARTS:
+        holders = {name for name in members if part in clients[name].parts}
+        if holders:
+            of_factors, of_arrays = _part(part, holders, present, previous, settings)
+            lora, arrays = of_factors or lora, arrays | of_arrays
+    return lora, arrays
+
+
+def _part(
+    part: str, members: AbstractSet[str], present: Mapping[str, Update], previous: Round | None, settings: Settings
+) -> tuple[LoRA, dict[str, Array]]:
+    """One part from the members that took part, see `participation`; else from the clusters that they were in."""
     taking_part = [present[name] for name in sorted(members) if name in present]
     if not taking_part:
-        return adapter_before(members, previous), arrays_before(members, previous)
+        return adapter_before(members, previous, part), arrays_before(members, previous, part)
     rank = median_rank([update.rank for update in taking_part])
-    loras, arrays = [update.lora for update in taking_part], [update.arrays for update in taking_part]
+    held = [of_parts({part}, update.lora, update.arrays) for update in taking_part]
+    loras, arrays = [lora for lora, _ in held], [values for _, values in held]
     weights = [weight_in(previous, update, settings) for update in taking_part]
     absent = members - present.keys()
     if (weight := weight_of_absent(absent, previous, settings.participation)) > 0:
-        loras, weights = [*loras, adapter_before(absent, previous)], [*weights, weight]
-        arrays = [*arrays, arrays_before(absent, previous)]
-    return settings.combine(loras, weights, rank).lora, tangent_mean(arrays, weights)
+        loras, weights = [*loras, adapter_before(absent, previous, part)], [*weights, weight]
+        arrays = [*arrays, arrays_before(absent, previous, part)]
+    lora = settings.combine(loras, weights, rank).lora if part == FACTORS else {}
+    return lora, tangent_mean(arrays, weights)
+
+
+def _directions(updates: Iterable[Update], previous: Round | None) -> str:
+    """Hash of the decomposition of those that share shifts, all of which have one; else that known before."""
+    found = (update.directions for update in updates if SHIFTS in parts_in(update.lora, update.arrays))
+    return next(found, previous.directions if previous else "")
 
 
 def weight_in(previous: Round | None, update: Update, settings: Settings) -> float:
@@ -275,15 +296,3 @@ def weight_in(previous: Round | None, update: Update, settings: Settings) -> flo
     if previous is None:
         return float(update.n)
     return weigh(update.n, previous.clients.get(update.client), previous.server_round, settings.participation)
-
-
-def _relative_change(lora_mix: LoRA, arrays_mix: Arrays, previous: Round | None) -> float | None:
-    if previous is None:
-        return None
-    before = previous.arrays.get("mix", {})
-    size = np.hypot(lora_norm(previous.lora_mix), arrays_norm(before))
-    moved = np.hypot(
-        lora_norm(stack_loras([lora_mix, previous.lora_mix], [1, -1])),
-        arrays_norm(tangent_sum([arrays_mix, before], [1, -1])),
-    )
-    return float(moved / size) if size > 0 else None

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.intra import median_rank
+from fedsd.strategies.parts import FACTORS
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
 from fedsd.strategies.tangent_mean import Arrays, tangent_sum
@@ -62,20 +63,19 @@ def arrive(z: Array, n: int, known: Round) -> Arrival:
 def start_of(arrival: Arrival, known: Round) -> LoRA:
     """The adapter that the client starts from."""
     cluster = known.clusters[arrival.cluster]
+    if arrival.kind == "new" or not cluster.lora:
+        return known.lora_mix
     if arrival.kind == "reuse":
         return cluster.lora
-    if arrival.kind == "new":
-        return known.lora_mix
-    rank = median_rank([client.rank for client in known.clients.values()])
+    rank = median_rank([client.rank for client in known.clients.values() if FACTORS in client.parts])
     return flexlora([cluster.lora, known.lora_mix], _shares(arrival), rank).lora
 
 
 def arrays_start_of(arrival: Arrival, known: Round) -> Arrays:
-    """The arrays that the client starts from."""
-    if not known.arrays.get("mix"):
-        return {}
-    both = [known.clusters[arrival.cluster].arrays, known.arrays["mix"]]
-    return tangent_sum(both, _shares(arrival))
+    """The arrays that the client starts from; the mix's where the cluster has none of a name."""
+    mix, near = known.arrays.get("mix", {}), known.clusters[arrival.cluster].arrays
+    between = [near, {name: values for name, values in mix.items() if name in near}]
+    return {**mix, **tangent_sum(between, _shares(arrival))}
 
 
 def _shares(arrival: Arrival) -> list[float]:

@@ -94,11 +94,15 @@ def _pull(grid: Grid, message_id: str, node_id: int) -> Answer | None:
     return answer(replies[0], node_id) if replies else None
 
 
-def update_of(found: Answer, client: str) -> Update:
-    """The update in an answer; ValueError with the problem, or when the node answers in another client's name."""
+def update_of(found: Answer, client: str, method: str) -> Update:
+    """The update in an answer; ValueError with the problem, or when the node answers as another client than it is, or
+    with another method than it trains.
+    """
     if found.reply is None:
         raise ValueError(found.problem)
     update = parse_update(found.reply)
     if update.client != client:
         raise ValueError(f"it answers as {update.client}; a node must keep its client id for the whole run")
+    if update.method != method:
+        raise ValueError(f"it trained {update.method!r} and said {method!r}; restart it, and it says what it trains")
     return update

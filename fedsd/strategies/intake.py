@@ -26,7 +26,7 @@ from fedsd.strategies.detect import Scores, detect
 from fedsd.strategies.intra import median_rank
 from fedsd.strategies.participation import adapter_before, still_there, weight_of_absent
 from fedsd.strategies.round import Client, Round
-from fedsd.strategies.validate import Expected, Limits, beside, compare, majority, shapes
+from fedsd.strategies.validate import Expected, Limits, beside, compare, filled, majority, shapes
 from fedsd.wire import Profile, Update
 
 LOG = logging.getLogger("flwr.fedsd")
@@ -136,7 +136,7 @@ class Streamed:
             raise ValueError("it shares more than factors, which strategy.stack-cap cannot fold; set it to 0")
         if update.client not in self._group_of:
             raise ValueError("it sent no profile before the round, so its style is not known")
-        expected = self.expected or majority([update])
+        expected = filled(self.expected, majority([update]))
         if why := beside(update, norm, self._norms, self.limits, expected):
             raise ValueError(why)
         self.expected = expected

@@ -46,6 +46,18 @@ def strength(lora: LoRA, arrays: Arrays) -> float:
     return float(np.mean([np.linalg.norm(values.astype(np.float64)) for values in arrays.values()]))
 
 
+def strengths(loras: Sequence[LoRA], arrays: Sequence[Arrays]) -> Array:
+    """τ (K,). Where clusters share different things, it is in units of the mean of those that share the same."""
+    tau = np.array([strength(*both) for both in zip(loras, arrays, strict=True)])
+    what = [("factors",) if lora else tuple(sorted(held)) for lora, held in zip(loras, arrays, strict=True)]
+    if len(set(what)) == 1:
+        return tau
+    for kind in set(what):
+        alike = np.array([one == kind for one in what])
+        tau[alike] = _over_mean(tau[alike])
+    return tau
+
+
 def mix_weights(d: Array, tau: Array, alpha: float, formula: str = "normalised") -> Array:
     """β (K,), sums to 1 (l.16).
 
@@ -71,17 +83,29 @@ def mix_weights(d: Array, tau: Array, alpha: float, formula: str = "normalised")
 
 
 def mix(loras: Sequence[LoRA], beta: Sequence[float], rank_cap: int, rule: Rule = flexlora) -> tuple[LoRA, float]:
-    """ΔΘ_g,mix = Σ_k β_k ΔΘ_k (l.15), of rank at most `rank_cap`, and the share of energy that the cap cost."""
-    return _capped(rule(loras, beta, rank_cap), rank_cap)
+    """ΔΘ_g,mix = Σ_k β_k ΔΘ_k (l.15), of rank at most `rank_cap`, and the share of energy that the cap cost.
+
+    Over the clusters that share factors, whose β then sum to 1; without any it is empty.
+    """
+    return _over_factors(loras, beta, rank_cap, rule)
 
 
 def neutral(loras: Sequence[LoRA], rank_cap: int, rule: Rule = flexlora) -> tuple[LoRA, float]:
     """ΔΘ_g,neu (l.18-19), of rank at most `rank_cap`, and the share of energy that the cap cost.
 
     The minimum of line 18 is the mean, so the stack of line 19 carries the weights 1 / K; unweighted it is K times
-    too large.
+    too large. K counts the clusters that share factors.
     """
-    return _capped(rule(loras, [1 / len(loras)] * len(loras), rank_cap), rank_cap)
+    return _over_factors(loras, [1 / len(loras)] * len(loras), rank_cap, rule)
+
+
+def _over_factors(loras: Sequence[LoRA], weights: Sequence[float], rank_cap: int, rule: Rule) -> tuple[LoRA, float]:
+    """Σ_k w_k ΔΘ_k / Σ_k w_k over those that are not empty; equal weights where all of theirs are 0."""
+    held = [k for k, lora in enumerate(loras) if lora]
+    if not held:
+        return {}, 0.0
+    theirs = [weights[k] for k in held]
+    return _capped(rule([loras[k] for k in held], theirs if any(theirs) else [1.0] * len(held), rank_cap), rank_cap)
 
 
 def _capped(found: Combination, rank_cap: int) -> tuple[LoRA, float]:

@@ -28,11 +28,12 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from fedsd.lowrank import LoRA
+from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.intra import median_rank
+from fedsd.strategies.parts import FACTORS, of_parts
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
-from fedsd.strategies.tangent_mean import Arrays, tangent_mean
+from fedsd.strategies.tangent_mean import tangent_mean
 
 PARTICIPATION = ("none", "inverse-rate")
 CUTOFF = 50  # longest mean interval believed, in rounds: the weight of a client that may never come again is bounded
@@ -76,10 +77,15 @@ def still_there(clients: Mapping[str, Client], server_round: int, leave_after: i
     }
 
 
-def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:
-    """The adapter of a group of which nobody took part: the mean of the clusters that its members were in."""
+def adapter_before(members: AbstractSet[str], previous: Round | None, part: str = FACTORS) -> LoRA:
+    """The adapter of a group of which nobody took part: the mean of the clusters that its members were in.
+
+    part: see `parts`; empty for another one than the factors.
+    """
     if previous is None:
         raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
+    if part != FACTORS:
+        return {}
     before = [previous.clients[name] for name in sorted(members)]
     if len({client.cluster for client in before}) == 1:
         return previous.clusters[before[0].cluster].lora
@@ -88,9 +94,10 @@ def adapter_before(members: AbstractSet[str], previous: Round | None) -> LoRA:
     return flexlora(loras, [client.n for client in before], rank).lora
 
 
-def arrays_before(members: AbstractSet[str], previous: Round | None) -> Arrays:
-    """The same of the arrays."""
+def arrays_before(members: AbstractSet[str], previous: Round | None, part: str) -> dict[str, Array]:
+    """The same of one part of the arrays, see `parts`."""
     if previous is None:
         raise RuntimeError(f"clients {sorted(members)} are known from no round and sent no update")
     before = [previous.clients[name] for name in sorted(members)]
-    return tangent_mean([previous.clusters[client.cluster].arrays for client in before], [c.n for c in before])
+    held = [of_parts({part}, {}, previous.clusters[client.cluster].arrays)[1] for client in before]
+    return tangent_mean(held, [client.n for client in before])

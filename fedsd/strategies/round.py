@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.clustering import reach
+from fedsd.strategies.parts import FACTORS, parts_in
 from fedsd.strategies.tangent_mean import Arrays
 
 GLOBAL, OPTIMISERS = ("mix", "neutral", "fedavg"), "optimisers"  # names among a round's arrays
@@ -17,7 +18,8 @@ GLOBAL, OPTIMISERS = ("mix", "neutral", "fedavg"), "optimisers"  # names among a
 class Client:
     """What the server knows of a client. z: (D,); losses are those of the last round it took part in.
 
-    first_round, last_round: the first and the last one it took part in; rounds: in how many it did.
+    first_round, last_round: the first and the last one it took part in; rounds: in how many it did. parts: what it
+    shares, see `parts`.
     """
 
     cluster: int
@@ -29,6 +31,7 @@ class Client:
     first_round: int
     last_round: int
     rounds: int
+    parts: tuple[str, ...] = (FACTORS,)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def from_state(
     return Round(
         server_round=state["round"],
         clusters=clusters,
-        clients={name: Client(**_numbers(entry)) for name, entry in state["clients"].items()},
+        clients={name: _client(entry, clusters) for name, entry in state["clients"].items()},
         present=tuple(state["present"]),
         updates=updates,
         lora_mix=adapters["mix"],
@@ -143,6 +146,13 @@ def from_state(
             name.removeprefix(f"{OPTIMISERS}/"): found for name, found in arrays.items() if name.startswith(OPTIMISERS)
         },
     )
+
+
+def _client(entry: Mapping[str, Any], clusters: Mapping[int, Cluster]) -> Client:
+    """A client; where its parts were not kept, all clients of its cluster shared the same."""
+    home = clusters[entry["cluster"]]
+    parts = entry.get("parts", sorted(parts_in(home.lora, home.arrays)))
+    return Client(**_numbers(entry) | {"parts": tuple(parts)})
 
 
 def _plain(entry: Client | Cluster, *left_out: str) -> dict[str, Any]:

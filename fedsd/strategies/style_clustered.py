@@ -17,9 +17,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedsd.lowrank import Array, Factor, LoRA, reseed, resize_lora
-from fedsd.strategies.aggregate import NO_CLUSTER, Settings
-from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
+from fedsd.lowrank import Array, LoRA, resize_lora
+from fedsd.strategies.aggregate import Settings
 from fedsd.strategies.bandwidth import Uplinks
 from fedsd.strategies.events import client_done, client_suspected, round_clusters
 from fedsd.strategies.exchange import Answer, answer, exchange, update_of
@@ -30,6 +29,7 @@ from fedsd.strategies.roster import ask_profiles, available, client_seed, misfit
 from fedsd.strategies.round import Round
 from fedsd.strategies.schedule import Schedule
 from fedsd.strategies.seeded import TOKEN, Rule
+from fedsd.strategies.starts import Start, start_for, warm_start
 from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
 from fedsd.values import strangers
@@ -177,16 +177,15 @@ class StyleClusteredLoRA(Strategy):
         for client in chosen:
             node = by_client[client]
             profile = self._profiles[node]
-            cluster, lora, arrays = self._start_of(profile, initial)
-            encoding, rank = self._uplinks.order(client, profile.rank, lora)
-            key = id(lora), rank
+            start = self._start_of(profile, initial)
+            encoding, rank = self._uplinks.order(client, profile.rank, start.lora)
+            key = id(start.lora), rank
             if key not in resized:
-                resized[key] = lora, resize_lora(lora, rank)
+                resized[key] = start.lora, resize_lora(start.lora, rank)
             seed = client_seed(self.schedule.seed, server_round, client)
-            start = warm_start(resized[key][1], seed)
-            known = self.previous.clients.get(client) if self.previous else None
-            self._tokens[client], last_round = arrays.get(TOKEN), known.last_round if known else 0
-            order = Order(server_round, rank, cluster, seed, start, encoding, arrays, last_round)
+            lora = warm_start(resized[key][1], seed)
+            self._tokens[client] = start.arrays.get(TOKEN)
+            order = Order(server_round, rank, start.cluster, seed, lora, encoding, start.arrays, start.last_round)
             yield order_message(order, node, encoding=self.schedule.encoding, config=config)
 
     def _meet(self, server_round: int, grid: Grid) -> None:
@@ -204,7 +203,8 @@ class StyleClusteredLoRA(Strategy):
         for node in sorted(profiles.keys() & self._profiles.keys(), key=lambda node: profiles[node].client):
             profile = profiles[node]
             self._uplinks.met(profile.client, delays[node])
-            self._tell("client.profile", client=profile.client, rank=profile.rank, n=profile.n)
+            told = {"client": profile.client, "method": profile.method, "rank": profile.rank, "n": profile.n}
+            self._tell("client.profile", **told)
         if not self._profiles:
             raise RuntimeError(f"round {server_round}: no node can take part; " + _joined(reasons | unfit))
 
@@ -216,17 +216,12 @@ class StyleClusteredLoRA(Strategy):
             self._tell("client.unknown", round=server_round, client=name, nearest=near, reason=reason)
             self._strangers.add(name)
 
-    def _start_of(self, profile: Profile, initial: LoRA) -> tuple[int, LoRA, Arrays]:
-        """A client's cluster, adapter and arrays to start from: its own, the nearest for a new client, or the mix."""
-        if self.previous is None:
-            return NO_CLUSTER, initial, {}
-        if profile.client in self.previous.clients:
-            cluster = self.previous.clients[profile.client].cluster
-            return cluster, self.previous.clusters[cluster].lora, self.previous.clusters[cluster].arrays
-        found = arrive(profile.z, profile.n, self.previous)
-        self._tell("client.arrived", client=profile.client, **vars(found), reason=found.reason)
-        cluster = NO_CLUSTER if found.kind == "new" else found.cluster
-        return cluster, start_of(found, self.previous), arrays_start_of(found, self.previous)
+    def _start_of(self, profile: Profile, initial: LoRA) -> Start:
+        """What a client starts from; how it was decided for a new one is told."""
+        start = start_for(profile, self.previous, initial, self.limits.parts[profile.method])
+        if (found := start.arrival) is not None:
+            self._tell("client.arrived", client=profile.client, **vars(found), reason=found.reason)
+        return start
 
     def _fold(self, server_round: int, answers: Iterable[Answer]) -> Round:
         """Take the answers one at a time, drop and name the bad ones, and aggregate the good ones."""
@@ -240,7 +235,7 @@ class StyleClusteredLoRA(Strategy):
             intake = intake or self._intake()
             try:
                 seed = client_seed(self.schedule.seed, server_round, name)
-                read = update_of(found, name)
+                read = update_of(found, name, profile.method if profile else "")
                 update, moments = replayed(read, seed, self._tokens.get(name), self.previous, self.replay)
                 intake.take(update, check_update(update, self.limits))
                 moved[name] = moments
@@ -288,11 +283,6 @@ class StyleClusteredLoRA(Strategy):
                 "replace them. They may have run out of memory: give each client more CPUs or a smaller batch, "
                 "then resume"
             )
-
-
-def warm_start(lora: LoRA, seed: int) -> dict[str, Factor]:
-    """The same ΔΘ, able to learn in every direction: see `lowrank.reseed`."""
-    return {layer: reseed(lora[layer], [seed, index]) for index, layer in enumerate(sorted(lora))}
 
 
 def _joined(entries: dict[Any, Any]) -> str:

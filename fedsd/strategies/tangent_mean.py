@@ -49,6 +49,22 @@ def tangent_sum(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str
     return total
 
 
+def mean_where_held(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, Array]:
+    """Σ_i w_i x_i / Σ_i w_i of each array over those that hold it; equal weights where all of theirs are 0.
+
+    Raises ValueError as `tangent_sum`.
+    """
+    names_of: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted({name for update in updates for name in update}):
+        names_of.setdefault(tuple(i for i, update in enumerate(updates) if name in update), []).append(name)
+    found: dict[str, Array] = {}
+    for holders, names in names_of.items():
+        theirs = [float(weights[i]) for i in holders]
+        held = [{name: updates[i][name] for name in names} for i in holders]
+        found |= tangent_mean(held, theirs if sum(theirs) > 0 else [1.0] * len(theirs))
+    return dict(sorted(found.items()))
+
+
 def arrays_norm(arrays: Arrays) -> float:
     """Length of all numbers together, √Σ ‖x‖²."""
     return float(sum(np.square(values, dtype=np.float64).sum() for values in arrays.values()) ** 0.5)

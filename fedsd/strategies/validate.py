@@ -6,13 +6,16 @@ Norms are those of the product B A over all layers, and of arrays with them: a n
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedsd.lowrank import LoRA, lora_norm
+from fedsd.strategies.parts import FACTORS, SHIFTS, Parts, of_parts, parts_by_method, parts_in
 from fedsd.strategies.tangent_mean import Arrays, arrays_norm, other_directions
 from fedsd.wire import Update
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,24 @@ class Limits:
     """What a reply may look like.
 
     max_rank: largest LoRA rank; max_norm: largest ‖ΔΘ‖_F; norm_over_median: the same as a multiple of the median of the
-    round, asked from three replies on; n_over_median: larger image counts are taken as this multiple of the median.
+    round, asked from three replies on that share the same parts; n_over_median: larger image counts are taken as this
+    multiple of the median; parts: what each method shares.
     """
 
     max_rank: int = 256
     max_norm: float = 1e4
     norm_over_median: float = 10.0
     n_over_median: float = 100.0
+    parts: Mapping[str, Parts] = field(default_factory=parts_by_method)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What all replies must share. layers: name of a layer, or of an array, -> its shape; z_size: D; base_sha: of the
-    frozen base; directions: hash of its decomposition.
+    """What all replies must share. layers: of each part, name of a layer, or of an array, -> its shape; z_size: D;
+    base_sha: of the frozen base; directions: hash of its decomposition, of those that share shifts.
     """
 
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shapes]
     z_size: int
     base_sha: str
     directions: str = ""
@@ -66,24 +71,28 @@ def check_update(update: Update, limits: Limits) -> float:
     if not abs(length - 1) < 1e-2:  # written so that NaN fails
         raise ValueError(f"its style embedding has length {length:.3g}; it must be finite and of length 1")
     _check_adapter(update)
+    _check_parts(update, limits)
     return _checked_norm(update, limits)
 
 
 def compare(
     updates: Sequence[Update], norms: Mapping[str, float], limits: Limits, expected: Expected | None = None
 ) -> Verdict:
-    """Hold sound updates against each other; without `expected`, what most of them share is expected.
+    """Hold sound updates against each other; what is not in `expected` is what most of those share that train it.
 
     norms: ‖ΔΘ‖_F of each by client, from `check_update`.
     """
     if not updates:
         return Verdict((), {}, {})
     updates = sorted(updates, key=lambda update: update.client)
-    expected = expected or majority(updates)
+    expected = filled(expected, majority(updates))
     reasons = {update.client: why for update in updates if (why := _unlike(update, expected))}
-    reasons |= _too_large(
-        {update.client: norms[update.client] for update in updates if update.client not in reasons}, limits
-    )
+    alike: dict[Parts, dict[str, float]] = {}
+    for update in updates:
+        if update.client not in reasons:
+            alike.setdefault(parts_in(update.lora, update.arrays), {})[update.client] = norms[update.client]
+    for theirs in alike.values():
+        reasons |= _too_large(theirs, limits)
     good = [update for update in updates if update.client not in reasons]
     capped = _capped(good, limits)
     return Verdict(tuple(replace(update, n=capped.get(update.client, update.n)) for update in good), reasons, capped)
@@ -96,13 +105,28 @@ def beside(update: Update, norm: float, norms: Mapping[str, float], limits: Limi
 
 
 def majority(updates: Sequence[Update]) -> Expected:
-    """What most updates share: layers (on a tie the larger set, then that of the first client), size of z, base."""
-    votes = Counter(tuple(sorted(shapes(update.lora, update.arrays).items())) for update in updates)
-    layers = max(votes, key=lambda shape: (votes[shape], len(shape)))
+    """What most updates share: layers of each part (on a tie the larger set, then that of the first client), size of
+    z, base.
+    """
+    found = [shapes(update.lora, update.arrays) for update in updates]
+    layers = {}
+    for part in sorted({part for one in found for part in one}):
+        votes = Counter(tuple(sorted(one[part].items())) for one in found if part in one)
+        usual = max(votes, key=lambda shape: (votes[shape], len(shape)))
+        layers[part] = dict(usual)
     z_size = Counter(update.z.size for update in updates).most_common(1)[0][0]
     base_sha = Counter(update.base_sha for update in updates).most_common(1)[0][0]
-    directions = Counter(update.directions for update in updates).most_common(1)[0][0]
-    return Expected(dict(layers), z_size, base_sha, directions)
+    decomposed = Counter(update.directions for update, one in zip(updates, found, strict=True) if SHIFTS in one)
+    directions = decomposed.most_common(1)[0][0] if decomposed else ""
+    return Expected(layers, z_size, base_sha, directions)
+
+
+def filled(expected: Expected | None, usual: Expected) -> Expected:
+    """`expected`, with what is usual of the parts that it knows nothing of."""
+    if expected is None:
+        return usual
+    directions = expected.directions if SHIFTS in expected.layers else usual.directions
+    return replace(expected, layers={**usual.layers, **expected.layers}, directions=directions)
 
 
 def _check_adapter(update: Update) -> None:
@@ -117,6 +141,19 @@ def _check_adapter(update: Update) -> None:
         for side, array in (("B", factor.B), ("A", factor.A)):
             if not np.isfinite(array).all():
                 raise ValueError(f"layer {layer}.{side} holds NaN or Inf; lower train.lr on that node")
+
+
+def _check_parts(update: Update, limits: Limits) -> None:
+    wanted, found = limits.parts[update.method], parts_in(update.lora, update.arrays)
+    if found != wanted:
+        raise ValueError(
+            f"it trains {update.method!r}, which shares {_listed(wanted)}, and sends {_listed(found)}; give it the "
+            "run's settings of that method"
+        )
+
+
+def _listed(parts: Parts) -> str:
+    return " and ".join(sorted(parts))
 
 
 def _checked_norm(update: Update, limits: Limits) -> float:
@@ -141,15 +178,22 @@ def _unlike(update: Update, expected: Expected) -> str:
     if update.z.size != expected.z_size:
         return f"its style embedding has {update.z.size} numbers instead of {expected.z_size}; use one style encoder"
     found = shapes(update.lora, update.arrays)
-    missing, unknown = sorted(set(expected.layers) - set(found)), sorted(set(found) - set(expected.layers))
+    for part in found or expected.layers:
+        if why := _other_shapes(found.get(part, {}), expected.layers[part]):
+            return why
+    return other_directions(update.directions, expected.directions if SHIFTS in found else "")
+
+
+def _other_shapes(found: Shapes, wanted: Shapes) -> str:
+    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing:
         return f"{len(missing)} layers are missing, such as {missing[0]}"
     if unknown:
         return f"{len(unknown)} layers are unknown, such as {unknown[0]}"
-    for layer, shape in expected.layers.items():
+    for layer, shape in wanted.items():
         if found[layer] != shape:
             return f"layer {layer} has shape {found[layer]} instead of {shape}"
-    return other_directions(update.directions, expected.directions)
+    return ""
 
 
 def _too_large(norms: Mapping[str, float], limits: Limits) -> dict[str, str]:
@@ -173,6 +217,11 @@ def _capped(updates: Sequence[Update], limits: Limits) -> dict[str, int]:
     return {update.client: cap for update in updates if update.n > cap}
 
 
-def shapes(lora: LoRA, arrays: Arrays) -> dict[str, tuple[int, ...]]:
-    """Shape of each layer's product and of each array."""
-    return {layer: factor.shape for layer, factor in lora.items()} | {k: values.shape for k, values in arrays.items()}
+def shapes(lora: LoRA, arrays: Arrays) -> dict[str, Shapes]:
+    """Shape of each layer's product and of each array, by part."""
+    found: dict[str, Shapes] = {}
+    for part in parts_in(lora, arrays):
+        _, held = of_parts({part}, {}, arrays)
+        products = {layer: factor.shape for layer, factor in lora.items()} if part == FACTORS else {}
+        found[part] = {**products, **{name: values.shape for name, values in held.items()}}
+    return found

@@ -13,6 +13,19 @@ def test_a_share_for_a_client_that_there_is_not_is_an_error_before_anything_star
         plan(flat, 4, print)
 
 
+def test_a_method_for_a_client_that_there_is_not_is_an_error_before_anything_starts():
+    flat = configuration.defaults() | {"method.of-clients": "c1=soda,c9=spire"}
+    with pytest.raises(ValueError, match=r"of-clients names c9, and the clients are c0 to c3; did you mean c\d\?"):
+        plan(flat, 4, print)
+
+
+def test_the_plan_of_a_mixed_fleet_counts_its_methods(tmp_path):
+    given = {"method.of-clients": "c1=spire,c3=zo-token", "node.private-dir": str(tmp_path), "data.per-style": 4}
+    shown: list[str] = []
+    plan(configuration.defaults() | given, 4, shown.append)
+    assert "lora x 2, spire x 1, zo-token x 1 ranks 4,8,16  upload" in shown[-1]
+
+
 def test_the_progress_shows_the_server_warning_of_a_name_that_nobody_bears(tmp_path):
     shown: list[str] = []
     progress = Progress(tmp_path, shown.append)

@@ -32,7 +32,7 @@ def test_a_round_survives_json_bit_for_bit(after):
     for name, client in after.clients.items():
         np.testing.assert_array_equal(back.clients[name].z, client.z)
         assert back.clients[name].cluster == client.cluster
-        history = ("first_round", "last_round", "rounds")
+        history = ("first_round", "last_round", "rounds", "parts")
         assert [getattr(back.clients[name], key) for key in history] == [getattr(client, key) for key in history]
 
 
@@ -41,7 +41,7 @@ def test_the_state_has_what_reports_read(after):
     assert state["round"] == 2
     assert state["clusters"]["0"].keys() == {"members", "n", "rank", "z", "beta", "d", "tau"}
     assert state["clients"]["c2"].keys() == {
-        *("cluster", "rank", "n", "z", "loss_first", "loss_last", "first_round", "last_round", "rounds")
+        *("cluster", "rank", "n", "z", "loss_first", "loss_last", "first_round", "last_round", "rounds", "parts")
     }
     assert set(adapters) == {"mix", "neutral", "fedavg", "cluster-0", "cluster-1", "clients/c0", "clients/c1"}
 

@@ -13,7 +13,7 @@ from fedsd.strategies.round import arrays_of, from_state, to_state
 from fedsd.strategies.validate import Limits, check_update, compare
 from fedsd.wire import Profile
 
-SHAPES = {"unet.q.shift": (7,), "unet.q.turn": (12,), "unet.conv.weight": (4, 3, 2, 2)}
+SHAPES = {"unet.q.shift": (7,), "unet.q.turn": (12,), "unet.conv.turn": (4, 3, 2, 2)}
 
 
 def drawn(seed: int) -> dict[str, np.ndarray]:
@@ -26,7 +26,9 @@ def updates(make_update):
     """Two styles, unequal counts, no factors."""
     counts = {"c0": (0, 40), "c1": (0, 60), "c2": (1, 30), "c3": (1, 90)}
     return [
-        make_update(client, style, seed=seed, n=n, rank=1, lora={}, arrays=drawn(seed), directions="aaaa")
+        make_update(
+            client, style, seed=seed, n=n, rank=1, lora={}, arrays=drawn(seed), directions="aaaa", method="soda"
+        )
         for seed, (client, (style, n)) in enumerate(counts.items())
     ]
 
@@ -113,9 +115,9 @@ def test_a_newcomer_starts_between_cluster_and_mix_as_far_as_it_is(updates):
     [
         ({"directions": "bbbb"}, r"into other directions \(bbbb, not aaaa\)"),
         ({"directions": ""}, r"into other directions \(none, not aaaa\)"),
-        ({"arrays": {"unet.q.shift": np.ones(7, np.float32)}}, "2 layers are missing, such as unet.conv.weight"),
+        ({"arrays": {"unet.q.shift": np.ones(7, np.float32)}}, "2 layers are missing, such as unet.conv.turn"),
         ({"arrays": drawn(9) | {"unet.q.turn": np.ones(5, np.float32)}}, r"unet.q.turn has shape \(5,\) instead of"),
-        ({"arrays": drawn(9) | {"token": np.ones(5, np.float32)}}, "1 layers are unknown, such as token"),
+        ({"arrays": drawn(9) | {"unet.k.turn": np.ones(5, np.float32)}}, "1 layers are unknown, such as unet.k"),
     ],
 )
 def test_who_does_not_fit_is_dropped_and_told_why(updates, change, said):

@@ -90,9 +90,9 @@ def test_a_node_of_an_unknown_style_starts_from_the_mix():
     strategy = log.strategy()
     strategy.start(make_grid(make_app(), nodes=3), ArrayRecord(), num_rounds=1)
     stranger = Profile("c9", np.eye(6, dtype=np.float32)[5], 10, 3, "abc123")
-    cluster, lora, _ = strategy._start_of(stranger, {})
-    assert cluster == -1
-    assert lora is strategy.previous.lora_mix
+    start = strategy._start_of(stranger, {})
+    assert start.cluster == -1
+    assert start.lora is strategy.previous.lora_mix
 
 
 def test_the_run_stops_when_the_mix_no_longer_changes():

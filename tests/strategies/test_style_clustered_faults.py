@@ -163,7 +163,7 @@ def test_dead_simulation_workers_end_the_run_and_their_client_is_not_asked_again
 def test_a_node_that_answers_in_another_name_is_dropped():
     def impersonate(reply, order, index):
         if index == 3:
-            reply.content["about"] = ConfigRecord({"client-id": "c0", "base-sha": "abc123"})
+            reply.content["about"] = ConfigRecord({"client-id": "c0", "base-sha": "abc123", "method": "lora"})
         return reply
 
     log = Log()
