@@ -1,4 +1,7 @@
-"""Each method in two federated rounds on the real Flower engine, and what can be done with its run afterwards."""
+"""The methods in federated rounds on the real Flower engine, and what can be done with their runs afterwards.
+
+All four take part in one run in the fast tier; a run of each alone is slow.
+"""
 
 import json
 import sys
@@ -50,6 +53,7 @@ def kept(tmp_path: Path, client: str) -> tuple[dict[str, np.ndarray], dict]:
     return found
 
 
+@pytest.mark.slow
 def test_spire_in_two_rounds_keeps_each_embedding_at_home(fedsd: Command, tmp_path: Path) -> None:
     run = run_of(fedsd, tmp_path, "spire")
     assert run.rounds() == [1, 2]
@@ -82,6 +86,7 @@ def test_spire_in_two_rounds_keeps_each_embedding_at_home(fedsd: Command, tmp_pa
     assert code == 2 and "c1 is a client of this run" in err
 
 
+@pytest.mark.slow
 def test_soda_in_two_rounds_shares_shifts_and_turns(fedsd: Command, tmp_path: Path) -> None:
     run = run_of(fedsd, tmp_path, "soda", "lora.text-encoder=false")
     state, loras = run.load_round(2)
@@ -123,6 +128,7 @@ def test_soda_in_two_rounds_shares_shifts_and_turns(fedsd: Command, tmp_path: Pa
     assert code == 2 and 'only "spire" has client embeddings' in err
 
 
+@pytest.mark.slow
 def test_whole_backbones_are_averaged_weight_by_weight(fedsd: Command, tmp_path: Path) -> None:
     run = run_of(fedsd, tmp_path, "spire", "spire.backbone=full", "spire.form=projected", "train.lr=1e-4")
     arrays = run.load_arrays(2)
@@ -132,6 +138,7 @@ def test_whole_backbones_are_averaged_weight_by_weight(fedsd: Command, tmp_path:
     assert kept(tmp_path, "c0")[0]["after.e"].shape == (64,)
 
 
+@pytest.mark.slow
 def test_a_word_in_two_rounds_travels_as_scalars(fedsd: Command, tmp_path: Path) -> None:
     run = run_of(fedsd, tmp_path, "zo-token", "zo.estimator=rge", "zo.directions=2", "train.steps=3")
     done = {(e["round"], e["client"]): e["bytes"] for e in run.events() if e["event"] == "client.done"}
