@@ -92,6 +92,7 @@ def test_two_rounds_with_four_clients_of_unequal_rank(fedsd_run: Run) -> None:
     assert "done  2 rounds" in ended.out
 
 
+@pytest.mark.slow
 def test_the_key_hides_z_from_the_server_and_changes_no_cluster_also_after_a_resume(
     fedsd_run: Run, nodes: Path, tmp_path: Path
 ) -> None:
