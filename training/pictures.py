@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from fedsd.data import drawn
@@ -16,7 +16,8 @@ from fedsd.data import drawn
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Objects", "Activities")
 OTHER_GROUPS = ("Smileys & Emotion", "People & Body", "Symbols")
 EMOJI_STYLES = ("noto", "fluent_3d")  # Apache-2.0 and MIT: weights trained on them may be shipped
-DERIVED_STYLES = ("outline", "blocky", "stencil", "poster", "recoloured")  # made from the emoji, called by their word
+DERIVED_STYLES = ("outline", "blocky", "stencil", "poster", "recoloured", "scene", "brush", "pencil")
+"""Made from the emoji, and called by their word."""
 VARIED = "varied"  # moved, turned and scaled emoji: never called by a style word
 STYLE_WORDS = {"noto": "noto", "fluent_3d": "3d"}  # of the other styles it is their name
 TEMPLATES = ("{}", "a {}", "a picture of a {}")
@@ -98,6 +99,69 @@ def recolour(pictures: list[Picture], seed: int = 0) -> list[Picture]:
     rng = np.random.default_rng(seed)
     orders = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])[rng.integers(5, size=len(pictures))]
     return [Picture(p.pixels[:, :, order], p.name, "recoloured") for p, order in zip(pictures, orders, strict=True)]
+
+
+def clouds(n: int, generator: torch.Generator) -> Tensor:
+    """Return (n, 3, 64, 64) of coloured noise whose power falls as frequency^-2 to ^-5, as in photographs.
+
+    Natural pictures fall about as frequency^-2 in every direction (Field 1987), and their colours vary together.
+    """
+    frequency = torch.fft.fftfreq(64).square()[:, None] + torch.fft.rfftfreq(64).square()[None]
+    slope = 1 + 1.5 * torch.rand(n, 1, 1, 1, generator=generator)
+    noise = torch.fft.rfft2(torch.randn(n, 3, 64, 64, generator=generator))
+    x = torch.fft.irfft2(noise * frequency.clamp(min=1 / 64**2) ** (-slope / 2), s=(64, 64))
+    x = x / x.std((2, 3), keepdim=True)
+    shared = torch.tensor([1.0, 0.3, 0.12]).view(1, 3, 1, 1) * x  # light, and two smaller differences of colour
+    mixed = torch.einsum("nij,njhw->nihw", _opponent_axes(n, generator), shared)
+    contrast, level = torch.rand(2, n, 1, 1, 1, generator=generator)
+    return (0.45 * contrast * mixed + 1.2 * level - 0.6).clamp(-1, 1)
+
+
+def _opponent_axes(n: int, generator: torch.Generator) -> Tensor:
+    """(n, 3, 3): a common axis of light and two of colour, each a little off."""
+    axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]]).T
+    return axes + 0.3 * torch.randn(n, 3, 3, generator=generator)
+
+
+def scenes(pictures: list[Picture], seed: int = 0) -> list[Picture]:
+    """Return each picture once more, its object lit from one side, before a textured ground: something like a photo."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for start in range(0, len(pictures), 256):
+        part = pictures[start : start + 256]
+        x = to_pixels(part)
+        body = F.avg_pool2d((x.amin(1, keepdim=True) < 0.95).float(), 3, 1, 1)
+        ground, grain = clouds(len(x), generator), clouds(len(x), generator)
+        ramp = torch.linspace(-1, 1, 64)
+        across, down = (torch.rand(2, len(x), 1, 1, 1, generator=generator) - 0.5).unbind()
+        light = across * ramp.view(1, 1, 1, -1) + down * ramp.view(1, 1, -1, 1)
+        lit = x * 0.8 + 0.5 * light + 0.25 * grain
+        made += [
+            Picture(_to_uint8(one), p.name, "scene")
+            for one, p in zip((body * lit + (1 - body) * ground).clamp(-1, 1), part, strict=True)
+        ]
+    return made
+
+
+def paint(pictures: list[Picture]) -> list[Picture]:
+    """Return each picture in dabs of one colour, as brushes leave them: the most frequent colour of each place."""
+    made = []
+    for i, picture in enumerate(pictures):
+        few = Image.fromarray(picture.pixels).quantize(24, dither=Image.Dither.NONE).convert("RGB")
+        made.append(Picture(np.asarray(few.filter(ImageFilter.ModeFilter(3 + 2 * (i % 3)))), picture.name, "brush"))
+    return made
+
+
+def pencil(pictures: list[Picture]) -> list[Picture]:
+    """Return each picture in soft grey lines, thin and of uneven weight, on white."""
+    made = []
+    for picture, x in zip(pictures, to_pixels(pictures), strict=True):
+        large = F.interpolate(x[None], scale_factor=2, mode="bicubic")
+        down, right = large[..., 1:, :-1] - large[..., :-1, :-1], large[..., :-1, 1:] - large[..., :-1, :-1]
+        slope = F.pad(torch.maximum(down.abs(), right.abs()), (0, 1, 0, 1)).amax(1, keepdim=True)
+        line = F.avg_pool2d((2 * slope).clamp(0, 1), 2)
+        made.append(Picture(_to_uint8((1 - 1.8 * line)[0].expand(3, -1, -1)), picture.name, "pencil"))
+    return made
 
 
 def derive(pictures: list[Picture]) -> list[Picture]:

@@ -26,8 +26,11 @@ from pictures import (
     captions,
     derive,
     draw_all,
+    paint,
+    pencil,
     read_emoji,
     recolour,
+    scenes,
     to_pixels,
     vary,
 )
@@ -40,7 +43,7 @@ from fedsd.data import drawn
 WIDTH = 80  # of the text encoder and of cross-attention
 MAX_TOKENS = 32  # SD 1.x has 77; short captions make every training step cheaper
 AVERAGE_EVERY = 4  # steps between two updates of the averaged weights
-SHARES = {"emoji": 0.3, "varied": 0.25, "derived": 0.3, "drawn": 0.15}  # of the samples
+SHARES = {"emoji": 0.3, "varied": 0.2, "derived": 0.4, "drawn": 0.1}  # of the samples
 
 
 def build_text_encoder() -> CLIPTextModel:
@@ -222,7 +225,9 @@ def gather(root: Path) -> list[Picture]:
     emoji = read_emoji(root)
     varied = vary(emoji + read_emoji(root, groups=OTHER_GROUPS), times=5)
     sources = emoji + varied[: 2 * len(varied) // 5]
-    return emoji + varied + derive(sources) + recolour(sources) + draw_all(drawn.LOOKS, variations=6)
+    scene = scenes(emoji + varied[: len(varied) // 5])
+    made = derive(sources) + recolour(sources) + scene + paint(scene) + pencil(sources[::2])
+    return emoji + varied + made + draw_all(drawn.LOOKS, variations=6)
 
 
 def encode(vae: AutoencoderTiny, pictures: list[Picture]) -> Tensor:
