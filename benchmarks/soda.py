@@ -44,9 +44,8 @@ from styles import judge_style, run
 from fedsd import config as configuration
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
-from fedsd.base.load import Base
-from fedsd.base.training import Descent, Pictures, Shared, descend
-from fedsd.base.weights import weights_sha
+from fedsd.base.load import Base, weights_sha
+from fedsd.base.training import Descent, Fit, Pictures, Shared, descend
 from fedsd.cli import evaluate, sampling
 from fedsd.cli.grids import grid
 from fedsd.cli.run import read_preset
@@ -178,7 +177,7 @@ def train(base: Base, of: Pictures, method: str, rate: float, plan: Plan) -> Tra
     return Trained(within(base, carried), size, (fit.progress.loss_first, fit.progress.loss_last))
 
 
-def fit_spectrum(base: Base, of: Pictures, seed: int, settings: soda.Settings) -> soda.Fit:
+def fit_spectrum(base: Base, of: Pictures, seed: int, settings: soda.Settings) -> Fit:
     """Train the shifts of the spectrum alone, the rotation held at the identity: SVDiff (arXiv 2303.11305)."""
     layers = tuple(soda.targets(base, settings.text_encoder, settings.convolutions))
     with soda.trainable(base, soda.fresh(base, layers), layers, settings) as changes:
@@ -189,7 +188,7 @@ def fit_spectrum(base: Base, of: Pictures, seed: int, settings: soda.Settings) -
         generator = torch.Generator().manual_seed(seed)
         progress = descend(base, of, [optimiser], settings.descent, generator, text_trained=settings.text_encoder)
         found = {f"{layer}.{kind}": v for layer, change in changes.items() for kind, v in change.arrays().items()}
-    return soda.Fit(Shared(arrays=found), {}, progress)
+    return Fit(Shared(arrays=found), {}, progress)
 
 
 def train_injected(base: Base, of: Pictures, method: str, rate: float, plan: Plan) -> Trained:
@@ -255,3 +254,173 @@ def cell(plan: Plan, style: str, method: str, rate: float) -> dict[str, Any]:
         more = {"parameters": trained.parameters, "loss_first": first, "loss_last": last}
         file.write_text(json.dumps(found | more | {"rate": rate, "seconds": time.monotonic() - begun}))
     return json.loads(file.read_text())
+
+
+def one_thread_each(threads: int) -> None:
+    """Let a worker use its share of the cores."""
+    torch.set_num_threads(threads)
+
+
+def cells(plan: Plan, wanted: Sequence[tuple[str, str, float]], pool: ProcessPoolExecutor) -> dict[Any, dict[str, Any]]:
+    """Return the score of each (style, method, rate)."""
+    waiting, found = {pool.submit(cell, plan, *key): key for key in wanted}, {}
+    for done in as_completed(waiting):
+        found[waiting[done]] = done.result()
+        print(*waiting[done], json.dumps(done.result()), flush=True)
+    return found
+
+
+def federated(plan: Plan, style: str, rate: float, opts: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Run the preset with four clients of one style; judge their mean and what each of them last sent."""
+    data = configuration.flatten({"data": {k.removeprefix("data."): v for k, v in read_preset("emoji").items()
+                                           if k.startswith("data.")}})  # fmt: skip
+    sets = data | {
+        "data.styles": style, "run.record": "true", "run.rounds": opts.rounds, "run.seed": plan.seed,
+        "node.private-dir": plan.out / "nodes", "strategy.name": "fedavg", "soda.shift-lr": rate, "soda.turn-lr": rate,
+        "train.steps": opts.round_steps, "train.batch-size": plan.batch,
+        "lora.text-encoder": str(plan.text_encoder).lower(),
+    }  # fmt: skip
+    folder = plan.out / "federated"
+    run("soda", plan.data, folder, ["--no-report", *(p for k, v in sets.items() for p in ("-s", f"{k}={v}"))], 4)
+    done, received, base = sampling.finished(folder), received_updates(folder), load.load("tiny")
+    models = {"mean": done.arrays["fedavg"]} | {c: u.arrays for c, u in sorted(received[max(received)].items())}
+    scores = {}
+    for name, arrays in models.items():
+        model = within(base, soda.adapted(base, Shared(arrays=arrays), done.config.soda.form))
+        scores[name] = scored(plan, style, model, plan.out / "pictures" / "federated" / name)
+        print("federated", style, name, json.dumps(scores[name]), flush=True)
+    return scores
+
+
+def better(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Say whether KID and class score are better."""
+    return ours["kid"] < theirs["kid"], ours["names_right"] > theirs["names_right"]
+
+
+def sd15_sizes() -> tuple[int, int]:
+    """Return SODA's parameters and those of LoRA at rank 16 on the attention of SD 1.5's U-Net, from its shapes."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+    base = replace(load.load("tiny"), unet=unet)
+    return soda_size(base, False), lora_size(base, False, 16)
+
+
+def sheet(plan: Plan, rates: Mapping[str, float], styles: Sequence[str], columns: int) -> None:
+    """Write grid.png: real pictures and each method's, `columns` prompts of each style."""
+    rows = {"real": list[np.ndarray]()} | {method: [] for method in rates}
+    prompts = real_of(plan, styles[0]).prompts(columns)
+    for style in styles:
+        real = real_of(plan, style)
+        prompts = real.prompts(columns)
+        rows["real"] += [real.shown[real.names.index(prompt)] for prompt in prompts]
+        for method, rate in rates.items():
+            files = [folder_of(plan, style, method, rate) / f"{i:03d}.png" for i in range(columns)]
+            rows[method] += [np.asarray(Image.open(file)) for file in files]
+    titles = [f"{style}: {prompt}" for style in styles for prompt in real_of(plan, style).prompts(columns)]
+    grid(list(rows.items()), titles).save(plan.out / "grid.png")
+
+
+def summary(plan: Plan, scores: Mapping[str, Mapping[str, Any]], fleet: Mapping[str, Mapping[str, Any]]) -> int:
+    """Write scores.csv and summary.md; returns the styles that SODA wins against all peers in both measures."""
+    styles = list(scores["soda"])
+    won = {peer: {s: better(scores["soda"][s], scores[peer][s]) for s in styles} for peer in PEERS}
+    wins = sum(all(all(won[peer][s]) for peer in PEERS) for s in styles)
+    keys = ("kid", "kid_std", "fid", "names_right", "parameters", "rate", "loss_first", "loss_last", "seconds")
+    with (plan.out / "scores.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["method", "style", *keys])
+        writer.writerows([m, s, *(c[k] for k in keys)] for m, of in scores.items() for s, c in of.items())
+        writer.writerows([f"federated-{m}", "", *(c.get(k, "") for k in keys)] for m, c in fleet.items())
+    shown = [
+        (m, of[styles[0]]["parameters"], f"{of[styles[0]]['rate']:g}",
+         *(f"{of[s]['kid']:.1f} / {of[s]['names_right']:.2f}" for s in styles))
+        for m, of in scores.items()
+    ]  # fmt: skip
+    counted = [(peer, *(sum(w[i] for w in won[peer].values()) for i in (0, 1)), sum(map(all, won[peer].values())))
+               for peer in PEERS]  # fmt: skip
+    ours, theirs = sd15_sizes()
+    parts = [
+        "KID x 1000 to held-out pictures / class score:", table(("method", "parameters", "rate", *styles), shown),
+        f"Styles of {len(styles)} that SODA wins:", table(("against", "KID", "class score", "both"), counted),
+        f"Against all of them in both: {wins} of {len(styles)}.",
+        f"On the attention of SD 1.5's U-Net: SODA {ours:,} parameters, LoRA of rank 16 {theirs:,}.",
+    ]  # fmt: skip
+    if fleet:
+        rows = [
+            (name, f"{c['kid']:.1f}", f"{c['kid_std']:.1f}", f"{c['names_right']:.2f}") for name, c in fleet.items()
+        ]
+        parts += ["Four clients of one style:", table(("adapter", "KID x 1000", "its deviation", "class score"), rows)]
+    (plan.out / "summary.md").write_text("\n\n".join(parts) + "\n")
+    print("\n\n".join(parts), flush=True)
+    return wins
+
+
+def arguments() -> argparse.Namespace:
+    """Return what was asked for."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--data", type=Path, required=True)
+    args.add_argument("--realism", type=Path, required=True)
+    args.add_argument("--out", type=Path, default=Path("runs") / "benchmark-soda")
+    args.add_argument("--jobs", type=int, default=2, help="processes")
+    args.add_argument("--styles", default=",".join(STYLES))
+    args.add_argument("--steps", type=int, default=80)
+    args.add_argument("--batch", type=int, default=16)
+    args.add_argument("--pictures", type=int, default=100, help="drawn per style and method, 20 or more")
+    args.add_argument("--draw-steps", type=int, default=12)
+    args.add_argument("--seed", type=int, default=0)
+    args.add_argument("--sweep", default="fxemoji", help="style on which learning rates are chosen")
+    args.add_argument("--rate", action="append", default=[], help="METHOD=RATE, without a choice")
+    args.add_argument("--unet-only", action="store_true", help="leave the text encoder as it is")
+    args.add_argument("--federated", default="openmoji_black", help="style of the four clients; empty: no run")
+    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--round-steps", type=int, default=40)
+    args.add_argument("--columns", type=int, default=2, help="prompts of each style in the grid")
+    args.add_argument("--no-record", action="store_true")
+    return args.parse_args()
+
+
+def main() -> None:
+    """Choose the rates, train, draw and judge all methods, run the federation, and keep the points."""
+    opts, began = arguments(), time.monotonic()
+    plan = Plan(
+        opts.data.absolute(), opts.realism.absolute(), opts.out.absolute(), opts.steps, opts.batch, opts.pictures,
+        opts.draw_steps, opts.seed, not opts.unet_only,
+    )  # fmt: skip
+    judge_of(plan.realism)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    kept = plan.out / "plan.json"
+    asked = json.dumps(asdict(plan), default=str)
+    if kept.exists() and kept.read_text() != asked:
+        raise SystemExit(f"{plan.out} holds results of {kept.read_text()}; give another --out")
+    kept.write_text(asked)
+    styles = opts.styles.split(",")
+    tried = RATES | {m: (float(r),) for m, r in (text.split("=") for text in opts.rate)}
+    threads = max(1, (os.cpu_count() or 1) // opts.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(opts.jobs, context, initializer=one_thread_each, initargs=(threads,)) as pool:
+        for prepared in [pool.submit(real_of, plan, style) for style in dict.fromkeys([opts.sweep, *styles])]:
+            prepared.result()
+        swept = [(opts.sweep, m, r) for m, rates in tried.items() if len(rates) > 1 for r in rates]
+        found = cells(plan, swept, pool)
+        best = {
+            m: min(rs, key=lambda r: found[opts.sweep, m, r]["kid"] if len(rs) > 1 else r) for m, rs in tried.items()
+        }
+        rates = {"base": 0.0} | best
+        found |= cells(plan, [(s, m, r) for s in styles for m, r in rates.items()], pool)
+    scores = {m: {s: found[s, m, r] for s in styles} for m, r in rates.items()}
+    fleet = federated(plan, opts.federated, rates["soda"], opts) if opts.federated else {}
+    wins = summary(plan, scores, fleet)
+    sheet(plan, rates, styles, opts.columns)
+    if opts.no_record:
+        return
+    seconds = time.monotonic() - began
+    if set(styles) == set(STYLES):
+        record("soda.wins_of_8", wins, ">= 6", command=COMMAND, seconds=seconds)
+    if fleet:
+        ratio = fleet["mean"]["kid"] / min(c["kid"] for name, c in fleet.items() if name != "mean")
+        record("soda.federated_kid_over_best_client", ratio, "< 1", command=COMMAND, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
