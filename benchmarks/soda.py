@@ -267,8 +267,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Choose the rates, measure all methods, run the federation, and keep the points."""
     opts, began = arguments(), time.monotonic()
-    descent = Descent(opts.steps, opts.batch, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)
-    training = Training(descent, opts.seed, not opts.unet_only)
+    training = Training(Descent(opts.steps, opts.batch, 0.0, "float32", 0.1), opts.seed, not opts.unet_only)
     paths = (path.absolute() for path in (opts.data, opts.realism, opts.out))
     plan = Plan(*paths, training, opts.pictures, opts.draw_steps)
     judge_of(plan.realism)  # ends here where there is no script

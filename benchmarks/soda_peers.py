@@ -21,7 +21,8 @@ RATES = {
 PEERS = tuple(RATES)[1:]
 TEXT_RATE = 0.3  # of LoRA's rate in the text encoder over that in the U-Net, as in fedsd's defaults
 INJECTED = {
-    "oft": lambda layers: OFTConfig(r=0, oft_block_size=4, target_modules=layers),
+    # PEFT's default, a series in place of the inverse, leaves the orthogonal group at rates such as these
+    "oft": lambda layers: OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False, target_modules=layers),
     "boft": lambda layers: BOFTConfig(boft_block_size=4, target_modules=layers),
     "hra": lambda layers: HRAConfig(r=2, target_modules=layers),  # it starts from the identity at even ranks only
 }
@@ -47,7 +48,7 @@ class Trained:
 
 
 def train(base: Base, of: Pictures, method: str, rate: float, how: Training) -> Trained:
-    """Train a method's adapter from the base itself; ValueError when SODA has more parameters than a rotating peer."""
+    """Train a method's adapter from the base itself; ValueError when one of PEFT's has fewer parameters than SODA."""
     if method == "base":
         return Trained(nullcontext(base), 0, NOTHING)
     if method in INJECTED:
