@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge import Judge, write_pictures
+from judge import Judge, nearest_names, write_pictures
 from PIL import Image
 from points import record
 from section import table
 from soda_peers import PEERS, RATES, Training, sd15_sizes, train, within
-from styles import judge_style, run
+from styles import run
 
 from fedsd import config as configuration
 from fedsd.base import load
@@ -54,10 +54,8 @@ from fedsd.methods import soda
 from fedsd.strategies.recorded import received_updates
 
 COMMAND = "python benchmarks/soda.py --data DIR --realism SCRIPT"
-STYLES = (
-    "fluent_3d", "fluent_high_contrast", "fxemoji", "noto", "noto_blob", "openmoji_black", "serenity_pixel", "twemoji",
-)  # fmt: skip
-KEPT = ("kid", "kid_std", "fid", "names_right", "parameters", "rate", "loss_first", "loss_last", "seconds")
+STYLES = "fluent_3d,fluent_high_contrast,fxemoji,noto,noto_blob,openmoji_black,serenity_pixel,twemoji"
+KEPT = ("kid", "kid_std", "names_right", "parameters", "rate", "loss_first", "loss_last", "seconds")
 Scores = Mapping[str, Mapping[str, Any]]
 
 
@@ -128,13 +126,16 @@ def prepared(plan: Plan, style: str) -> dict[str, Any]:
 
 def scored(plan: Plan, style: str, model: AbstractContextManager[Base], folder: Path) -> dict[str, Any]:
     """Draw a style's prompts with a model and judge them; the base must then be as it was."""
-    base, real = load.load("tiny"), real_of(plan, style)
+    base, real, judge = load.load("tiny"), real_of(plan, style), judge_of(plan.realism)
+    prompts = real.prompts(plan.pictures)
     with model as carrying:
-        paint = partial(sampling.pictures, carrying, steps=plan.draw_steps)
-        evaluate.draw(paint, real.prompts(plan.pictures), folder)
+        evaluate.draw(partial(sampling.pictures, carrying, steps=plan.draw_steps), prompts, folder)
     if load.weights_sha(base.unet, base.text_encoder, base.vae) != base.sha:
         raise RuntimeError(f"the base was changed by what drew {folder}")
-    return judge_style(judge_of(plan.realism), folder, real.heldout, real.train, real.names)
+    fake = judge.features(folder)
+    kid, deviation = judge.kid(real.heldout, fake)
+    right = np.mean(np.array(nearest_names(fake, real.train, real.names)) == np.array(prompts))
+    return {"kid": float(kid), "kid_std": float(deviation), "names_right": float(right)}
 
 
 def cell(plan: Plan, style: str, method: str, rate: float) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def summary(plan: Plan, scores: Mapping[str, Scores], fleet: Scores) -> int:
     return len(won)
 
 
-def sheet(plan: Plan, scores: Mapping[str, Scores], columns: int) -> None:
+def sheet(plan: Plan, scores: Mapping[str, Scores], columns: int = 2) -> None:
     """Write grid.png: real pictures and each method's, `columns` prompts of each style."""
     titles, rows = list[str](), {name: list[np.ndarray]() for name in ("real", *scores)}
     for style in scores["soda"]:
@@ -247,7 +248,7 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--realism", type=Path, required=True)
     args.add_argument("--out", type=Path, default=Path("runs") / "benchmark-soda")
     args.add_argument("--jobs", type=int, default=2, help="processes")
-    args.add_argument("--styles", default=",".join(STYLES))
+    args.add_argument("--styles", default=STYLES)
     args.add_argument("--steps", type=int, default=80)
     args.add_argument("--batch", type=int, default=16)
     args.add_argument("--pictures", type=int, default=100, help="drawn per style and method, 20 or more")
@@ -259,7 +260,6 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--federated", default="openmoji_black", help="style of the four clients; empty: no run")
     args.add_argument("--rounds", type=int, default=3)
     args.add_argument("--round-steps", type=int, default=40)
-    args.add_argument("--columns", type=int, default=2, help="prompts of each style in the grid")
     args.add_argument("--no-record", action="store_true")
     return args.parse_args()
 
@@ -284,12 +284,12 @@ def main() -> None:
         scores = measured(plan, styles, opts.sweep, tried, pool)
     schedule = scores["soda"][styles[0]]["rate"], opts.rounds, opts.round_steps
     fleet = federated(plan, opts.federated, *schedule) if opts.federated else {}
-    sheet(plan, scores, opts.columns)
+    sheet(plan, scores)
     wins = summary(plan, scores, fleet)
     if opts.no_record:
         return
     keep = partial(record, command=COMMAND, seconds=time.monotonic() - began)
-    if set(styles) == set(STYLES):
+    if set(styles) == set(STYLES.split(",")):
         keep("soda.wins_of_8", wins, ">= 6")
     if fleet:
         best = min(score["kid"] for name, score in fleet.items() if name != "mean")
