@@ -19,7 +19,6 @@ import argparse
 import csv
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -267,6 +266,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Choose the rates, measure all methods, run the federation, and keep the points."""
     opts, began = arguments(), time.monotonic()
+    torch.set_num_threads(1)
     training = Training(Descent(opts.steps, opts.batch, 0.0, "float32", 0.1), opts.seed, not opts.unet_only)
     paths = (path.absolute() for path in (opts.data, opts.realism, opts.out))
     plan = Plan(*paths, training, opts.pictures, opts.draw_steps)
@@ -279,8 +279,8 @@ def main() -> None:
     styles = opts.styles.split(",")
     given = (text.split("=") for text in opts.rate)
     tried = RATES | {method: tuple(map(float, rates.split(","))) for method, rates in given}
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // opts.jobs))  # of the workers, which begin anew
-    with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn")) as pool:
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}  # two threads on a busy core wait for each other
+    with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), **alone) as pool:
         scores = measured(plan, styles, opts.sweep, tried, pool)
     schedule = scores["soda"][styles[0]]["rate"], opts.rounds, opts.round_steps
     fleet = federated(plan, opts.federated, *schedule) if opts.federated else {}
