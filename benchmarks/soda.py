@@ -278,8 +278,7 @@ def main() -> None:
         raise SystemExit(f"{plan.out} holds results of other settings ({kept}); give another --out")
     kept.write_text(asked)
     styles = opts.styles.split(",")
-    given = (text.split("=") for text in opts.rate)
-    tried = RATES | {method: tuple(map(float, rates.split(","))) for method, rates in given}
+    tried = RATES | {m: tuple(map(float, r.split(","))) for m, r in (text.split("=") for text in opts.rate)}
     alone = {"initializer": torch.set_num_threads, "initargs": (1,)}  # two threads on a busy core wait for each other
     with ProcessPoolExecutor(opts.jobs, multiprocessing.get_context("spawn"), **alone) as pool:
         scores = measured(plan, styles, opts.sweep, tried, pool)

@@ -52,6 +52,8 @@ def train(base: Base, of: Pictures, method: str, rate: float, how: Training) -> 
     """Train a method's adapter from the base itself; ValueError when one of PEFT's has fewer parameters than SODA."""
     if method == "base":
         return Trained(nullcontext(base), 0, NOTHING)
+    if method not in RATES:
+        raise ValueError(f"unknown method {method!r}; choose from {', '.join(RATES)}")
     if method in INJECTED:
         return train_injected(base, of, method, rate, how)
     if method == "lora":
