@@ -20,6 +20,7 @@ Last, the models of the six old styles are read from the disk again and drawn ag
 
 import argparse
 import csv
+import hashlib
 import json
 import shutil
 import time
@@ -30,32 +31,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from judge import Judge
 from points import record
-from section import table
+from spire_tables import least, report, sd15_share, write_sheet
 from styles import judge_pictures, run
 
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
 from fedsd.base.training import Pictures, Shared
 from fedsd.base.weights import weight
-from fedsd.cli import evaluate, grids, sampling
+from fedsd.cli import evaluate, sampling
 from fedsd.cli.adapt import Newcomer, adapt_run
 from fedsd.cli.run import read_preset
 from fedsd.client_app import CACHE, OWN
 from fedsd.data.example import Example
 from fedsd.data.images import pixels
 from fedsd.lowrank import Array, resize_lora
-from fedsd.methods import spire
+from fedsd.methods import lora, spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.store import PrivateFolder
 from fedsd.strategies.starts import warm_start
 
 COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT"
-STYLES = (
-    "twemoji", "noto", "noto_blob", "fxemoji", "fluent_3d", "serenity_pixel", "openmoji_black", "fluent_high_contrast",
-)  # fmt: skip
+OF_BASE = ("noto", "fluent_3d")
+OTHERS = ("twemoji", "noto_blob", "fxemoji", "serenity_pixel", "openmoji_black", "fluent_high_contrast")
 SMALL = {
     "rounds": 1, "steps": 3, "lengths": [1, 2, 3], "pictures": 20, "few": 20, "sampling_steps": 2, "full_lr": [1e-3],
 }  # fmt: skip
@@ -65,7 +64,9 @@ NUMBERS = (
     ("--few", 40, "pictures of a cell of the sweep, and of an old style"), ("--seed", 0, "of newcomers"),
     ("--sampling-steps", sampling.STEPS, "of each picture"),
 )  # fmt: skip
+COLUMNS = 8  # of the grid
 POPULATION = "mix"  # its name in a round
+HELD_OUT = "split=heldout"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,35 +83,37 @@ class Study:
 
     def __init__(self, opts: argparse.Namespace) -> None:
         """Run both federations, unless they are there, and choose the prompts and each newcomer's pictures."""
-        self.opts, self.out, self.judge, self.seconds, self.share = (
-            opts,
-            opts.out.absolute(),
-            Judge(opts.realism),
-            0.0,
-            1.0,
-        )
-        old = [style for style in STYLES if style not in opts.unseen]
+        self.opts, self.judge, self.seconds, self.share = opts, Judge(opts.realism), 0.0, 1.0
+        old = [*OF_BASE, *(style for style in OTHERS if style not in opts.unseen)]
         data = {key: value for key, value in read_preset("emoji").items() if key.startswith("data.")}
         settings = data | {
-            "data.styles": ",".join(old), "node.private-dir": self.out / "nodes", "run.rounds": opts.rounds,
-            "train.steps": opts.steps, "train.batch-size": opts.batch_size, "lora.ranks": f'"{opts.rank}"',
+            "data.styles": ",".join(old), "run.rounds": opts.rounds, "train.steps": opts.steps,
+            "train.batch-size": opts.batch_size, "lora.ranks": opts.rank,
         }  # fmt: skip
+        told = repr((settings, opts.set, opts.set_fedavg))  # runs of other settings are other runs
+        self.out = opts.out.absolute() / hashlib.sha256(told.encode()).hexdigest()[:8]
+        settings["node.private-dir"] = str(self.out / "nodes")
         ways = {"spire": ("everyone", opts.set), "emoji": ("fedavg", opts.set_fedavg)}
         for preset, (strategy, more) in ways.items():
             sets = [f"{key}={value}" for key, value in settings.items()] + [f"strategy.name={strategy}", *more]
             told = ["--no-report", *(part for text in sets for part in ("-s", text))]
             self.seconds += run(preset, opts.data.absolute(), self.out / preset, told, clients=len(old))
-        self.done, self.fedavg = self.finished(), sampling.finished(self.out / "emoji").shared(POPULATION)
-        self.base = load.load(self.done.config.base.name)
-        self.place = Place(self.done.config.training("spire"), opts.rank, self.out / "nodes" / CACHE)
+        self.done, fedavg = self.finished(), sampling.finished(self.out / "emoji")
+        self.base, self.fedavg = load.load(self.done.config.base.name), fedavg.shared(POPULATION)
+        given = Place(self.done.config, opts.rank, self.out / "nodes" / CACHE)
+        self.spire = METHODS["spire"].settings(given)
+        self.factors = METHODS["lora"].settings(replace(given, config=fedavg.config))
         self.none = np.zeros(spire.width(self.base), np.float32)
         rng = np.random.default_rng(opts.seed)
-        self.train, self.held_by, self.held_out = {}, {}, {}
+        self.train, self.held_by = {}, {}
+        self.held_out = {
+            style: judge_pictures(self.judge, self.done, style, HELD_OUT) for style in (*old, *opts.unseen)
+        }
         for style in opts.unseen:
             self.train[style] = evaluate.real_pictures(self.done, style, self.done.config.data.where)
             chosen = sorted(rng.permutation(len(self.train[style]))[: opts.local].tolist())
             self.held_by[style] = [self.train[style][i] for i in chosen]
-            self.held_out[style] = judge_pictures(self.judge, self.done, style, "split=heldout")
+            write_folder(self.held_by[style], self.out / "newcomers" / style)
         local = {example.caption for mine in self.held_by.values() for example in mine}
         known = set.intersection(*({example.caption for example in mine} for mine in self.train.values()))
         names = sorted(known - local)
@@ -147,19 +150,21 @@ class Study:
             captions = sorted(example.caption for example in done.examples[client])
             prompts = [captions[i] for i in np.linspace(0, len(captions) - 1, self.opts.few).astype(int)]
             made = self.draw(self.kept_by(client, done.shared(POPULATION)), prompts, "old", name, style)
-            held_out = judge_pictures(self.judge, done, style, "split=heldout")
-            found[style] = float(self.judge.kid(held_out, self.judge.features(made))[0])
+            found[style] = float(self.judge.kid(self.held_out[style], self.judge.features(made))[0])
             print(f"{name} {style}: {found[style]:.2f}", flush=True)
         return found
 
     def embedding(self, style: str, lr: float, steps: int) -> Model:
         """The newcomer's model by `fedsd adapt`, from a folder of its own."""
         folder, client = self.out / "newcomers" / style, f"{style}-{lr:g}-{steps}"
-        if not folder.exists():
-            write_folder(self.held_by[style], folder)
         wish = Newcomer(client, folder, self.out / "adapted" / client, POPULATION, steps, lr, self.opts.seed)
         self.share = adapt_run(self.out / "spire", wish, self.out / "nodes")["share"]
         return self.kept_by(client, self.done.shared(POPULATION))
+
+    def real(self, style: str, names: Sequence[str]) -> list[Example]:
+        """Real pictures of these names."""
+        named = {example.caption: example for example in self.train[style]}
+        return [named[name] for name in names]
 
     def pictures(self, style: str) -> Pictures:
         """What the newcomer trains on, for the peers."""
@@ -168,10 +173,9 @@ class Study:
 
     def full(self, style: str, lr: float) -> Model:
         """All weights of the U-Net fitted from the population's: SPIRE leaves one bias out, for which its v stands."""
-        shared, given = self.done.shared(POPULATION), METHODS["spire"].settings(self.place)
+        shared, length = self.done.shared(POPULATION), replace(self.spire.descent, steps=self.opts.length)
         settings = replace(
-            given, descent=replace(given.descent, steps=self.opts.length), backbone="full", form="bias", drop=0.0,
-            lr=lr, embedding_lr=lr,
+            self.spire, descent=length, backbone="full", form="bias", drop=0.0, lr=lr, embedding_lr=lr
         )  # fmt: skip
         inside = {f"{layer}.weight": f.B @ f.A for layer, f in shared.lora.items() if layer.startswith("unet.")}
         moved = {name: change.reshape(weight(self.base, name).shape) for name, change in inside.items()}
@@ -183,24 +187,23 @@ class Study:
 
     def lora(self, style: str, start: Shared) -> Model:
         """Factors fitted from `start` as a client of the next round would, or from nothing."""
-        given, seed = METHODS["lora"].settings(self.place), self.opts.seed
-        settings = replace(given, descent=replace(given.descent, steps=self.opts.length))
+        seed = self.opts.seed
+        settings = replace(self.factors, descent=replace(self.factors.descent, steps=self.opts.length))
         begin = Shared(warm_start(resize_lora(start.lora, self.opts.rank), seed) if start.lora else {})
-        fit = METHODS["lora"].fit(self.base, self.pictures(style), begin, {}, seed=seed, settings=settings)
+        fit = lora.fit(self.base, self.pictures(style), begin, {}, seed=seed, settings=settings)
         return Model(fit.shared, self.none, sum(f.B.size + f.A.size for f in fit.shared.lora.values()))
 
 
 def write_folder(examples: Sequence[Example], folder: Path) -> None:
     """Write pictures and captions as a person would keep them: one folder with a metadata.jsonl."""
-    growing = folder.with_name(f".{folder.name}")
-    growing.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, perhaps with others
+    folder.mkdir(parents=True)
     lines = []
     for number, example in enumerate(examples):
         name = f"{number:02d}{example.path.suffix}"
-        shutil.copyfile(example.path, growing / name)
+        shutil.copyfile(example.path, folder / name)
         lines.append(json.dumps({"file_name": name, "text": example.caption}))
-    (growing / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    growing.rename(folder)
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def compare(study: Study) -> list[dict[str, Any]]:
@@ -220,7 +223,6 @@ def compare(study: Study) -> list[dict[str, Any]]:
     # names are the same in all styles, so are the pictures of a model that knows none of them
     common = {"population": population, "fedavg": Model(study.fedavg, study.none)}
     drawn = {name: study.draw(model, study.prompts, name) for name, model in common.items()}
-    rates = METHODS["spire"].settings(study.place)
     for style in opts.unseen:
         for name, made in drawn.items():
             judged(style, name, None, made, 0, 0)
@@ -236,56 +238,8 @@ def compare(study: Study) -> list[dict[str, Any]]:
             judged(style, "full", model, study.draw(model, study.prompts, "full", f"{style}-{lr:g}"), lr, opts.length)
         for name, start in (("fedavg-lora", study.fedavg), ("local", Shared())):
             model = study.lora(style, start)
-            judged(style, name, model, study.draw(model, study.prompts, name, style), rates.lr, opts.length)
+            judged(style, name, model, study.draw(model, study.prompts, name, style), study.factors.lr, opts.length)
     return found
-
-
-def least(found: list[dict[str, Any]], style: str, name: str) -> dict[str, Any]:
-    """Return the line of a model, its best where there are several."""
-    lines = [line for line in found if (line["style"], line["model"]) == (style, name)]
-    return min(lines, key=lambda line: line["kid_x1000"])
-
-
-def report(study: Study, found: list[dict[str, Any]], before: dict[str, float], after: dict[str, float]) -> str:
-    """Return the tables: all models, the sweep, and the old styles."""
-    opts, rows = study.opts, []
-    for name in dict.fromkeys(line["model"] for line in found if line["model"] != "sweep"):
-        mine = [least(found, style, name) for style in opts.unseen]
-        rows.append([name, mine[0]["trained"], *(f"{line['kid_x1000']:.0f} ± {line['kid_std']:.0f}" for line in mine)])
-    text = [table(["model", "numbers fitted", *opts.unseen], rows)]
-    for style in opts.unseen:
-        cells = [line for line in found if (line["style"], line["model"]) == (style, "sweep")]
-        kid = {(line["lr"], line["steps"]): line["kid_x1000"] for line in cells}
-        half = sum(value <= least(found, style, "population")["kid_x1000"] / 2 for value in kid.values())
-        text.append(f"{style}, {opts.few} pictures a cell; {half} of {len(kid)} cells at most half of the population's")
-        rows = [[f"{lr:g}", *(f"{kid[lr, steps]:.0f}" for steps in opts.lengths)] for lr in opts.lrs]
-        text.append(table(["rate, steps", *opts.lengths], rows))
-    rows = [[style, f"{before[style]:.2f}", f"{after[style]:.2f}"] for style in sorted(before)]
-    return "\n\n".join([*text, table(["old style", "KID before", "after"], rows)]) + "\n"
-
-
-def write_sheet(study: Study, found: list[dict[str, Any]], columns: int = 8) -> Path:
-    """Write the grid: population, embedding, full, local and real pictures of each unseen style."""
-    shown = list(dict.fromkeys(study.prompts))[:columns]
-    at = [study.prompts.index(prompt) for prompt in shown]
-    rows = []
-    for style in study.opts.unseen:
-        for name in ("population", "embedding", "full", "local"):
-            files = sorted(Path(least(found, style, name)["folder"]).glob("*.png"))
-            rows.append((f"{style}: {name}", [grids.Image.open(files[i]) for i in at]))
-        real = {example.caption: example for example in study.train[style]}
-        unit = evaluate.as_bytes(pixels([real[prompt] for prompt in shown], study.base.size))
-        rows.append((f"{style}: real", list(unit.permute(0, 2, 3, 1).numpy())))
-    grids.save_grid(grids.grid(rows, shown), study.out / "spire.png", " | ".join(shown))
-    return study.out / "spire.png"
-
-
-def sd15_share() -> str:
-    """Return SPIRE's share of Stable Diffusion 1.5's U-Net, from its shapes."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-    trained, weights = unet.time_embedding.linear_2.out_features, sum(p.numel() for p in unet.parameters())
-    return f"{trained} of {weights} ({100 * trained / weights:.2g} %)"
 
 
 def main() -> None:
@@ -294,7 +248,7 @@ def main() -> None:
     args.add_argument("--data", type=Path, required=True)
     args.add_argument("--realism", type=Path, required=True)
     args.add_argument("--out", type=Path, default=Path("runs") / "benchmark-spire")
-    args.add_argument("--unseen", nargs=2, choices=STYLES[2:], default=["openmoji_black", "fluent_high_contrast"])
+    args.add_argument("--unseen", nargs=2, choices=OTHERS, default=["openmoji_black", "fluent_high_contrast"])
     for name, default, told in NUMBERS:
         args.add_argument(name, type=type(default), default=default, help=told)
     args.add_argument("--lrs", type=float, nargs=3, default=[2e-2, 5e-2, 1e-1], help="of the embedding")
@@ -312,16 +266,21 @@ def main() -> None:
     before = study.old_styles("before")
     found = compare(study)
     after = study.old_styles("after")
+    if load.weights_sha(study.base.unet, study.base.text_encoder, study.base.vae) != study.base.sha:
+        raise SystemExit("the base is not what it was before the adaptations")
     with (study.out / "spire.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [key for key in found[0] if key != "folder"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(found)
-    text = report(study, found, before, after)
+    text = report(found, opts.unseen, [(style, f"{before[style]:.2f}", f"{after[style]:.2f}") for style in before])
     (study.out / "spire.md").write_text(text)
+    shown = list(dict.fromkeys(study.prompts))[:COLUMNS]
+    real = {style: evaluate.as_bytes(pixels(study.real(style, shown), study.base.size)) for style in opts.unseen}
+    write_sheet(found, shown, real, study.out / "spire.png")
     kid = {(line["style"], line["model"]): least(found, line["style"], line["model"])["kid_x1000"] for line in found}
     others = ("population", "full", "fedavg", "fedavg-lora", "local")
     over = {name: max(kid[style, "embedding"] / kid[style, name] for style in opts.unseen) for name in others}
-    print(text, write_sheet(study, found), sep="\n")
+    print(text, study.out, sep="\n")
     print("worst KID of the embedding over that of", ", ".join(f"{name} {over[name]:.3f}" for name in others))
     print(f"numbers fitted on {study.done.config.base.name}: {100 * study.share:.2g} %; on SD 1.5: {sd15_share()}")
     if opts.no_record:
