@@ -59,9 +59,9 @@ SMALL = {
     "rounds": 1, "steps": 3, "lengths": [1, 2, 3], "pictures": 20, "few": 20, "sampling_steps": 2, "full_lr": [1e-3],
 }  # fmt: skip
 NUMBERS = (
-    ("--rounds", 3, "of both runs"), ("--steps", 160, "of each client in a round"), ("--batch-size", 8, "of training"),
+    ("--rounds", 3, "of both runs"), ("--steps", 120, "of each client in a round"), ("--batch-size", 8, "of training"),
     ("--rank", 8, "of all factors"), ("--local", 16, "pictures that a newcomer has"), ("--pictures", 100, "of a model"),
-    ("--few", 40, "pictures of a cell of the sweep, and of an old style"), ("--seed", 0, "of newcomers"),
+    ("--few", 32, "pictures of a cell of the sweep, and of an old style"), ("--seed", 0, "of newcomers"),
     ("--sampling-steps", sampling.STEPS, "of each picture"),
 )  # fmt: skip
 COLUMNS = 8  # of the grid
