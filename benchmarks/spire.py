@@ -55,8 +55,10 @@ from fedsd.strategies.starts import warm_start
 COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT"
 OF_BASE = ("noto", "fluent_3d")
 OTHERS = ("twemoji", "noto_blob", "fxemoji", "serenity_pixel", "openmoji_black", "fluent_high_contrast")
+FEW = ["data.where=split=train;group=Objects"]
 SMALL = {
     "rounds": 1, "steps": 3, "lengths": [1, 2, 3], "pictures": 20, "few": 20, "sampling_steps": 2, "full_lr": [1e-3],
+    "set": FEW, "set_fedavg": FEW, "no_record": True,
 }  # fmt: skip
 NUMBERS = (
     ("--rounds", 3, "of both runs"), ("--steps", 120, "of each client in a round"), ("--batch-size", 8, "of training"),
@@ -260,7 +262,7 @@ def main() -> None:
     args.add_argument("--no-record", action="store_true")
     opts = args.parse_args()
     if opts.smoke:
-        vars(opts).update(SMALL, no_record=True)
+        vars(opts).update(SMALL)
     opts.length = opts.lengths[1]
     study, began = Study(opts), time.monotonic()
     before = study.old_styles("before")
