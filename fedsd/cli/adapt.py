@@ -18,8 +18,10 @@ from fedsd.client_app import CACHE, Node, keep, prepare
 from fedsd.data import shares
 from fedsd.data.example import Example, Layout
 from fedsd.data.folder import read
+from fedsd.lowrank import Array
 from fedsd.methods import spire
 from fedsd.methods.table import METHODS, Place
+from fedsd.privacy import key as federation
 from fedsd.store import PrivateFolder, RunFolder
 from fedsd.strategies.arrivals import arrays_start_of, arrive, start_of
 from fedsd.strategies.parts import of_parts, parts_by_method
@@ -61,7 +63,8 @@ def adapt_run(folder: Path, wish: Newcomer, root: Path) -> dict[str, Any]:
     place = Place(config, _rank(known), root / CACHE)
     node = Node(wish.client, place, PrivateFolder(root, wish.client), _examples(config, wish.data))
     prepared = prepare(node, config, base)
-    name, start = _start(known, wish.adapter, prepared.z, len(node.examples))
+    z = prepared.z if wish.adapter else as_compared(prepared.z, config, root)
+    name, start = _start(known, wish.adapter, z, len(node.examples))
     parts = parts_by_method(config.spire.form, config.spire.backbone)["spire"]
     start = Shared(*of_parts(parts, start.lora, start.arrays))
     given = METHODS["spire"].settings(place)
@@ -76,6 +79,21 @@ def adapt_run(folder: Path, wish: Newcomer, root: Path) -> dict[str, Any]:
     progress = {"loss_first": fit.progress.loss_first, "loss_last": fit.progress.loss_last}
     about = {"client": wish.client, "start": name, "model": str(model), "pictures": len(node.examples)}
     return about | {"trained": trained, "weights": weights, "share": trained / weights} | progress
+
+
+def as_compared(z: Array, config: configuration.Config, root: Path) -> Array:
+    """Return a newcomer's z (D,) as the run's own were sent: turned by the key of its federation, kept below `root`.
+
+    ValueError when there is no key: an unturned z would be near no cluster, or near a wrong one.
+    """
+    if config.style.key == "none":
+        return z
+    if not (root / federation.FILE).is_file():
+        raise ValueError(
+            f"the run's styles are turned by the key of its devices, and {root} holds no {federation.FILE}; set "
+            "--private-dir to where it is, or choose what to start from with --adapter"
+        )
+    return federation.turn(z, federation.read_key(root / federation.FILE))
 
 
 def line_of(result: dict[str, Any]) -> str:
