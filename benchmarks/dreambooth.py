@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from nodes import kept_by
 from section import table
 from styles import run
 
@@ -23,10 +24,8 @@ from fedsd.base import load
 from fedsd.base.load import Base
 from fedsd.cli import evaluate, grids, sampling
 from fedsd.cli.sampling import Finished
-from fedsd.client_app import OWN
 from fedsd.data.images import pixels
 from fedsd.methods import spire
-from fedsd.store import PrivateFolder
 
 DATA = {
     "data.index": "index.csv", "data.style-column": "subject", "data.label-column": "class",
@@ -53,10 +52,7 @@ def trained(method: str, opts: argparse.Namespace, out: Path) -> tuple[Finished,
 
 def by_spire(done: Finished, base: Base, client: str, prompt: str) -> np.ndarray:
     """Return the picture (H, W, 3) of the shared backbone with the embedding that the client keeps."""
-    kept = PrivateFolder(Path(done.config.node.private_dir), client).load(OWN)
-    if kept is None:
-        raise SystemExit(f"{client} keeps no embedding below {done.config.node.private_dir}; run into a new --out")
-    own = {key.removeprefix("after."): value for key, value in kept[0].items() if key.startswith("after.")}
+    own = kept_by(Path(done.config.node.private_dir), client)
     shared = done.shared("mix")
     with spire.adapted(base, shared, spire.vector(shared, own)):
         return sampling.pictures(base, [prompt])[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nodes import kept_by
 from points import record
 from section import table
 from torch import nn
@@ -27,14 +28,13 @@ from fedsd.base.load import Base
 from fedsd.base.training import Shared
 from fedsd.cli import evaluate, sampling
 from fedsd.cli.sampling import Finished
-from fedsd.client_app import CACHE, OWN, private_root
+from fedsd.client_app import CACHE, private_root
 from fedsd.data.images import pixels
 from fedsd.lowrank import resize_lora
 from fedsd.methods import spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.metrics.distances import kid
 from fedsd.metrics.features import extract, load_extractor
-from fedsd.store import PrivateFolder
 from fedsd.strategies.parts import of_parts, parts_by_method
 
 COMMAND = "python benchmarks/mixed.py"
@@ -68,10 +68,7 @@ def carried(done: Finished, base: Base, client: str) -> Iterator[tuple[Base, Pla
         with METHODS[place.config.method.name].carried(base, shared, place) as model:
             yield model, place
         return
-    kept = PrivateFolder(place.cache.parent, client).load(OWN)
-    if kept is None:
-        raise ValueError(f"{client} keeps no embedding below {place.cache.parent}; run again into an empty folder")
-    own = {name.removeprefix("after."): v for name, v in kept[0].items() if name.startswith("after.")}
+    own = kept_by(place.cache.parent, client)
     with spire.adapted(base, shared, spire.vector(shared, own)):
         yield base, place
 

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from judge import Judge
+from nodes import kept_by
 from points import record
 from spire_tables import least, report, sd15_share, write_sheet
 from styles import judge_pictures, run
@@ -43,13 +44,12 @@ from fedsd.base.weights import weight
 from fedsd.cli import evaluate, sampling
 from fedsd.cli.adapt import Newcomer, adapt_run
 from fedsd.cli.run import read_preset
-from fedsd.client_app import CACHE, OWN
+from fedsd.client_app import CACHE
 from fedsd.data.example import Example
 from fedsd.data.images import pixels
 from fedsd.lowrank import Array, resize_lora
 from fedsd.methods import lora, spire
 from fedsd.methods.table import METHODS, Place
-from fedsd.store import PrivateFolder
 from fedsd.strategies.starts import warm_start
 
 COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT"
@@ -139,10 +139,7 @@ class Study:
 
     def kept_by(self, client: str, shared: Shared) -> Model:
         """Return the model of a client that keeps its embedding in its private folder."""
-        kept = PrivateFolder(self.out / "nodes", client).load(OWN)
-        if kept is None:
-            raise SystemExit(f"{client} keeps no embedding below {self.out / 'nodes'}; run again into a new --out")
-        own = {key.removeprefix("after."): value for key, value in kept[0].items() if key.startswith("after.")}
+        own = kept_by(self.out / "nodes", client)
         return Model(shared, spire.vector(shared, own), sum(value.size for value in own.values()))
 
     def old_styles(self, name: str) -> dict[str, float]:

@@ -4,7 +4,8 @@ The decoder alone leaves every latent as it is. With `--encoder` the latents are
 denoiser trained on them goes on from where it was.
 
 Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
-2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Whole pictures, 64x64.
+2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Crops of 32x32, as
+in train_autoencoder.py.
 """
 
 import argparse
