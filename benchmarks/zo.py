@@ -50,7 +50,8 @@ from fedsd.strategies.tangent_mean import tangent_mean
 PLACEHOLDER = Placeholder(template="{caption}, {token} style")
 DESCENT = Descent(steps=100, batch_size=8, min_snr_gamma=0.0, precision="float32", caption_dropout=0.0)
 BY_GRADIENT = textual_inversion.Settings(DESCENT, PLACEHOLDER, lr=2e-2)
-ZO = zo_token.Settings(replace(DESCENT, steps=120), PLACEHOLDER, lr=2e-2, timesteps=(0, 1000), bits=8)
+ZO = zo_token.Settings(replace(DESCENT, steps=360), PLACEHOLDER, lr=2e-2, timesteps=(0, 1000), bits=8)
+RATES = (2e-2, 4e-2, 8e-2)  # at which `federated` is tried
 EMOJI = ("openmoji_black", "fluent_high_contrast", "noto", "fluent_3d")
 GROUPS = "Animals & Nature|Food & Drink|Travel & Places|Objects|Activities"
 TRAINED = 32  # pictures of a style that are trained on; the rest are held out
@@ -175,7 +176,10 @@ def mean_gradient(carrying: Base, of: Pictures, ids: torch.Tensor, draws: int) -
 
 
 def federated(opts: argparse.Namespace, command: str) -> None:
-    """Count each client's steps to a loss: four clients with a quarter of the pictures each, and one of them alone."""
+    """Count each client's steps to a loss: four clients with a quarter of the pictures each, and one of them alone.
+
+    Each at the rate that suits it best: a mean of four is four times less noisy and bears a longer step.
+    """
     begun, base = time.monotonic(), load("tiny")
     part = next(iter(styles(opts.data, base.size).values()))
     clients = [of_style(base, part, slice(i, TRAINED, 4)) for i in range(4)]
@@ -185,11 +189,15 @@ def federated(opts: argparse.Namespace, command: str) -> None:
     first, wanted = loss(base, held_out, start), loss(base, held_out, best)
     goal = first - 0.8 * (first - wanted)
     print(f"loss at the start {first:.4f}, by gradients {wanted:.4f}, goal {goal:.4f}")
-    settings = replace(ZO, descent=replace(DESCENT, steps=5, batch_size=2), directions=2)
-    steps = {n: steps_to(base, clients[:n], held_out, goal, settings, opts.rounds) for n in (1, 4)}
-    print(f"steps of each client: {steps[1]} alone, {steps[4]} of four")
+    steps: dict[int, list[int]] = {1: [], 4: []}
+    print("| rate | steps alone | steps of each of four |\n|---|---|---|")
+    for lr in RATES:
+        settings = replace(ZO, descent=replace(DESCENT, steps=5, batch_size=2), directions=2, lr=lr)
+        for n in steps:
+            steps[n].append(steps_to(base, clients[:n], held_out, goal, settings, opts.rounds))
+        print(f"| {lr:g} | {steps[1][-1]} | {steps[4][-1]} |", flush=True)
     if not opts.no_record:
-        ratio = steps[4] / steps[1]
+        ratio = min(steps[4]) / min(steps[1])
         record("zo.federated_steps_over_alone", ratio, "< 1", command=command, seconds=time.monotonic() - begun)
 
 

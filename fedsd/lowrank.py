@@ -100,7 +100,7 @@ def svd(factor: Factor, rank: int | None = None) -> tuple[Array, Array, Array]:
     """U (d_out, p), S (k,), Vᵀ (p, d_in) of ΔW with p = min(rank, k), the largest entry of each column of U positive.
 
     By QR of B and Aᵀ and the SVD of the small core; the dense matrix is used only where that is cheaper. All singular
-    values come back, but vectors of the first `rank` only: Q is applied to these and never formed.
+    values come back, but vectors of the first `rank` only.
     Raises ValueError when the factor holds NaN or Inf.
     """
     k = min(factor.rank, *factor.shape)
@@ -109,9 +109,9 @@ def svd(factor: Factor, rank: int | None = None) -> tuple[Array, Array, Array]:
         U, S, Vt = linalg.svd(_finite(dense(factor)), full_matrices=False, check_finite=False)
         U, Vt = U[:, :p], Vt[:p]
     else:
-        (reflectors_B, R_B), (reflectors_A, R_A) = _qr(factor.B), _qr(factor.A.T)
+        (Q_B, R_B), (Q_A, R_A) = _qr(factor.B), _qr(factor.A.T)
         U, S, Vt = linalg.svd(_finite(R_B @ R_A.T), overwrite_a=True, check_finite=False)
-        U, Vt = _apply_q(reflectors_B, U[:, :p]), _apply_q(reflectors_A, Vt[:p].T).T
+        U, Vt = Q_B @ U[:, :p], Vt[:p] @ Q_A.T
     largest = U[np.argmax(np.abs(U), axis=0), np.arange(p)]
     signs = np.where(largest < 0, -1, 1).astype(U.dtype)
     return U * signs, S[:k], Vt * signs[:, None]
@@ -230,7 +230,8 @@ def _core(factor: Factor) -> Array:
     """A small matrix with the singular values of ΔW."""
     if _dense_is_cheaper(factor):
         return _finite(dense(factor))
-    return _finite(_qr(factor.B)[1] @ _qr(factor.A.T)[1].T)
+    R_B, R_A = (linalg.qr(side, mode="r", check_finite=False)[0][: factor.rank] for side in (factor.B, factor.A.T))
+    return _finite(R_B @ R_A.T)
 
 
 def _leading(factor: Factor, rank: int) -> tuple[Array, Array, Array, float]:
@@ -242,15 +243,13 @@ def _leading(factor: Factor, rank: int) -> tuple[Array, Array, Array, float]:
     B, A = factor.B.astype(np.float64), factor.A.astype(np.float64)
     L = _cholesky(_finite(B.T @ B))
     H = _finite(L.T @ (A @ A.T) @ L)
-    last = len(H) - 1
-    squares, W = linalg.eigh(H, subset_by_index=(last - rank + 1, last), check_finite=False)
+    squares, W = linalg.eigh(H, subset_by_index=(len(H) - rank, len(H) - 1), check_finite=False)
     squares, W = np.clip(squares[::-1], 0, None), W[:, ::-1]
     V = _orthonormal(A.T @ (L @ W))
     U = _orthonormal(B @ (A @ V))
     signs = np.where(U[np.argmax(np.abs(U), axis=0), np.arange(rank)] < 0, -1.0, 1.0)
-    S = np.sqrt(squares).astype(np.float32)
-    lost = max(float(np.trace(H) - squares.sum()), 0.0)
-    return (U * signs).astype(np.float32), S, (V * signs).T.astype(np.float32), lost
+    U, S, Vt = (found.astype(np.float32) for found in (U * signs, np.sqrt(squares), (V * signs).T))
+    return U, S, Vt, max(float(np.trace(H) - squares.sum()), 0.0)
 
 
 def _cholesky(G: Array) -> Array:
@@ -265,26 +264,14 @@ def _cholesky(G: Array) -> Array:
 
 def _orthonormal(X: Array) -> Array:
     """X's columns divided by their lengths, and orthonormal also where those are too small to divide by."""
-    Q, R = linalg.qr(X, mode="economic", check_finite=False)
-    signed: Array = Q * np.where(np.diag(R) < 0, -1.0, 1.0)
-    return signed
+    Q, R = _qr(X)
+    return np.multiply(Q, np.where(np.diag(R) < 0, -1.0, 1.0))
 
 
-def _qr(matrix: Array) -> tuple[tuple[Array, Array], Array]:
-    """Q of a tall matrix as Householder reflectors and their scales, and R (rank, rank)."""
-    (reflectors, scales), R = linalg.qr(matrix, mode="raw", check_finite=False)
-    return (reflectors, scales), R[: matrix.shape[1]]
-
-
-def _apply_q(Q: tuple[Array, Array], X: Array) -> Array:
-    """Q [X; 0] for X (rank, p), by LAPACK's ormqr."""
-    reflectors, scales = Q
-    padded = np.zeros((reflectors.shape[0], X.shape[1]), X.dtype, order="F")
-    padded[: len(X)] = X
-    (ormqr,) = linalg.get_lapack_funcs(("ormqr",), (reflectors,))
-    size = int(ormqr("L", "N", reflectors, scales, padded, -1)[1][0])
-    product: Array = ormqr("L", "N", reflectors, scales, padded, size, overwrite_c=1)[0]
-    return product
+def _qr(matrix: Array) -> tuple[Array, Array]:
+    """Thin Q and R of a tall matrix."""
+    Q, R = linalg.qr(matrix, mode="economic", check_finite=False)
+    return Q, R
 
 
 def _dense_is_cheaper(factor: Factor) -> bool:
