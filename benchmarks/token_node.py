@@ -29,7 +29,7 @@ def profile(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train on captions that end in "in <user-s> style"."""
+    """Train on captions that end in ", <user-s> style"."""
     config, order = configuration.from_run_config(context.run_config), wire.parse_order(message)
     base = load.load(config.base.name)
     node, prepared = client_app.ready(context, config, base)

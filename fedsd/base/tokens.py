@@ -60,7 +60,7 @@ class Placeholder:
     name: str = "<user-s>"
     vectors: int = 1
     initial: str = "style"
-    template: str = "{caption} in {token} style"
+    template: str = "{caption}, {token} style"
 
     def __post_init__(self) -> None:
         """Check the template."""

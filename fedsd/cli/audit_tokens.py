@@ -65,7 +65,7 @@ def token_rows(
     ]
     ways = {
         "none: the style's word": [f"{{prompt}} in {words[int(style)]} style" for style in truth],
-        "renamed, vector kept": ["{prompt} in <user-s> style"] * len(clients),
+        "renamed, vector kept": ["{prompt}, <user-s> style"] * len(clients),
         "generic prompt": ["{prompt}"] * len(clients),
     }
     for defence, texts in ways.items():

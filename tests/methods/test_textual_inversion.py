@@ -36,7 +36,7 @@ def loss_with(base: Base, vectors: np.ndarray) -> float:
     """The mean loss over 128 fixed draws of timestep and noise."""
     carrying, shown = with_token(base, Token("<user-s>", vectors)), pictures()
     with torch.no_grad():
-        states = encode_prompts(carrying, [f"{caption} in <user-s> style" for caption in shown.captions])
+        states = encode_prompts(carrying, [f"{caption}, <user-s> style" for caption in shown.captions])
         repeated = shown.latents.repeat(32, 1, 1, 1)
         return float(diffusion_loss(base, repeated, states.repeat(32, 1, 1), torch.Generator().manual_seed(9), 0))
 
