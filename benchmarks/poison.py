@@ -80,10 +80,10 @@ def main() -> None:
     bare = bare_of(setup, judge, opts)
     text = page(setup, opts, scores, bare)
     (setup.out / "poison.md").write_text(text)
-    if opts.render or not opts.no_record:
+    if not opts.no_record:
         PAGE.write_text(text)
-    if not opts.no_record and not opts.render:
-        best = recommended(scores)
+    best = recommended(scores)
+    if not opts.no_record and all((attack, best) in scores for attack in ATTACKS):
         record(
             "agg.poison_kid_ratio", worst(scores, best), "<= 1.1",
             command="python benchmarks/poison.py --emoji DIR --realism SCRIPT",
@@ -106,9 +106,7 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--attacks", default=",".join(ATTACKS))
     args.add_argument("--rules", default=";".join(RULES), help="separated by semicolons")
     args.add_argument("--no-record", action="store_true")
-    args.add_argument(
-        "--render", action="store_true", help="write the page from the runs that are there; record no point"
-    )
+    args.add_argument("--render", action="store_true", help="only what the runs that are there give")
     return args.parse_args()
 
 
