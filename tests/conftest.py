@@ -10,9 +10,7 @@ import pytest  # noqa: E402  (plugins import numpy)
 WITH_RAY = {"test_simulation.py", "test_methods_in_rounds.py", "test_text_classification.py", "test_ray_serve.py"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in this hook too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep a file's tests on one worker, as they share fixtures, and all that start Ray on one, one after another."""
-    for item in items:
-        group = "ray" if item.path.name in WITH_RAY else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "ray" if item.path.name in WITH_RAY else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))

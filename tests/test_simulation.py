@@ -229,7 +229,9 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path, nodes: Path
         sys.executable, "-m", "fedsd.cli.main", "run", "--preset", "smoke", "--clients", "4", "--no-report",
         "--folder", str(events.parent), "-s", f"node.private-dir={nodes}", "-s", "train.steps=100000",
     ]  # fmt: skip
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # whoever started the tests in the background has SIGINT ignored, which every child would inherit
+    run = subprocess.Popen(command, **quiet, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 300
     while not (events.exists() and '"round.start"' in events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
