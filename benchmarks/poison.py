@@ -66,6 +66,8 @@ class Setup:
 def main() -> None:
     """Run, draw, judge, write the page and record the point."""
     opts = arguments()
+    if "mean" not in opts.rules.split(";"):
+        raise SystemExit(f"--rules {opts.rules!r} lacks mean, over whose clean run every figure is; add it")
     judge = Judge(opts.realism)
     setup = prepare(opts)
     pictures_with_trigger(setup)
