@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsd.lowrank import Array, Factor, LoRA, check_layers, pad, stack_loras, truncate
+from fedsd.lowrank import Array, Factor, LoRA, check_layers, pad, stack, stack_loras, truncate
 
 
 class Accumulator:
@@ -63,7 +63,7 @@ class Accumulator:
         loras, weights = [self._parts[name][0] for name in names], [self._parts[name][1] for name in names]
         compressed = {}
         for layer in loras[0]:
-            whole = stack_loras([{layer: lora[layer]} for lora in loras], weights)[layer]
+            whole = stack([lora[layer] for lora in loras], weights)
             compressed[layer], lost = truncate(whole, self.cap // 2)
             self._cut_off[layer] = self._cut_off.get(layer, 0.0) + lost**0.5
         self._parts = {"": (compressed, 1.0)}

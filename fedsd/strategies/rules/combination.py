@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from fedsd.lowrank import Array, Factor, LoRA, check_factors, energy, stack_loras, truncate
+from fedsd.lowrank import Array, Factor, LoRA, check_factors, check_layers, inner, stack, truncate
 
 Product: TypeAlias = Callable[[Sequence[Factor], Array], Factor]
 
@@ -75,20 +75,18 @@ def present(loras: Sequence[LoRA], weights: Sequence[float]) -> tuple[list[LoRA]
 
 def weighted_sum(loras: Sequence[LoRA], weights: Sequence[float], rank: int | None) -> Combination:
     """Σ_k w_k ΔW_k, exact, then each layer's best cut at `rank`; weights are taken as they are."""
-    exact = stack_loras(loras, weights)
-    if rank is None:
-        report = {layer: LayerReport(factor.rank, factor.rank) for layer, factor in exact.items()}
-        return Combination(exact, report, tuple(weights))
+    check_layers(loras)
     lora, report = {}, {}
-    for layer, factor in exact.items():
-        lora[layer], lost = truncate(factor, rank)
-        report[layer] = LayerReport(factor.rank, lora[layer].rank, share_lost(lora[layer], lost))
+    for layer in loras[0]:  # one after another, so that no more than one layer's stack is held
+        exact = stack([one[layer] for one in loras], weights)
+        lora[layer], lost = (exact, 0.0) if rank is None else truncate(exact, rank)
+        report[layer] = LayerReport(exact.rank, lora[layer].rank, share_lost(lora[layer], lost))
     return Combination(lora, report, tuple(weights))
 
 
 def share_lost(kept: Factor, lost: float) -> float:
     """Energy lost over all energy, in [0, 1]."""
-    return lost / (energy(kept) + lost) if lost > 0 else 0.0
+    return lost / (inner(kept, kept) + lost) if lost > 0 else 0.0
 
 
 def on_factors(loras: Sequence[LoRA], weights: Sequence[float], combine: Product) -> Combination:

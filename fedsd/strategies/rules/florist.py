@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedsd.lowrank import Factor, LoRA, stack_loras, svd
+from fedsd.lowrank import Factor, LoRA, check_layers, stack, svd
 from fedsd.strategies.rules.combination import Combination, LayerReport, present
 
 
@@ -19,7 +19,9 @@ def florist(
         raise ValueError(f"share must be in (0, 1], got {share}; FLoRIST's own default is 0.9")
     loras, parts = present(loras, weights)
     lora, report = {}, {}
-    for layer, factor in stack_loras(loras, parts).items():
+    check_layers(loras)
+    for layer in loras[0]:
+        factor = stack([one[layer] for one in loras], parts)
         lora[layer], lost = _cut(factor, share, rank)
         report[layer] = LayerReport(factor.rank, lora[layer].rank, lost)
     return Combination(lora, report, tuple(parts))
