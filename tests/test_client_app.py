@@ -167,7 +167,7 @@ def test_training_starts_fresh_or_from_the_order(run_config: dict) -> None:
 
 def test_the_reply_is_encoded_as_the_order_asks(run_config: dict) -> None:
     replies = {encoding: order(simulated(run_config), encoding=encoding)[0] for encoding in ("float32", "int8")}
-    assert "scales" in replies["int8"].content["lora"] and "scales" not in replies["float32"].content["lora"]
+    assert "numbers" in replies["int8"].content["lora"] and "numbers" not in replies["float32"].content["lora"]
     plain, small = (wire.parse_update(reply) for reply in replies.values())
     # the adapters here have few numbers beside the headers of 128 bytes a matrix
     assert small.bytes < plain.bytes
