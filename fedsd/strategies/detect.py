@@ -11,17 +11,18 @@ erank is the effective rank of Roy and Vetterli (2007, A measure of effective di
 t are compared by their distance from the median in robust standard deviations, 1.4826 times the median absolute
 deviation (Iglewicz and Hoaglin 1993). An update is suspected where that distance exceeds both what chance allows among
 so few (CUTS) and what honest clients differ by at all (SIZE, ODDS), or its size is beyond all measure (LARGEST); and
-where it has, unlike the others, no direction in common with them (ALIGNED). No weights are used: a client's image count
-is its own word.
+where it has, unlike the others, no direction in common with them (ALIGNED). From the second round on sizes spread with
+ranks, and chance allows more; so an update of a client whose last one was not used, perhaps because it was suspected,
+must be within SIZE whatever the spread. No weights are used: a client's image count is its own word.
 
-The limits leave a margin of about two, in logarithms, to what was seen of honest clients on emoji pictures (ranks 4 to
-16, one style or two in a cluster, rounds 1 and 2): s within 1.4 times the median, odds of t above 0.5 times, c above
-0.2 times. Noise has c below 0.01 times and odds 0.06 to 0.4 times.
-A backdoor is a well-trained update: often only a robust rule bounds what it does.
+Seen of honest clients on emoji pictures (ranks 4 to 16, one style or two in a cluster, rounds 1 and 2): s within 1.4
+times the median, odds of t above 0.5 times, c above 0.2 times. Noise has c below 0.01 times and odds 0.06 to 0.4 times.
+A backdoor, trained on one picture under many captions, has s of 1.6 to 1.9 times. One that keeps to the others' size
+looks like any well-trained update, and only a robust rule bounds what it does.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from fedsd.strategies.intra import median_rank
 from fedsd.strategies.rules.geometric_median import gram
 
 MEMBERS = 4  # of three, one that is turned round leaves the other two without a common direction
-SIZE = 2.0  # times the median
+SIZE = 1.5  # times the median
 LARGEST = 5.0  # times the median, however widely the members' sizes spread: that of five says little
 ODDS = 4.0  # the median's over a client's
 ALIGNED = 0.1  # of the median cosine
@@ -62,9 +63,10 @@ class Finding:
     undecided: str = ""
 
 
-def detect(loras: Mapping[str, LoRA]) -> Finding:
+def detect(loras: Mapping[str, LoRA], unproven: Collection[str] = ()) -> Finding:
     """Hold the updates of a cluster's members against each other; the order of `loras` does not matter.
 
+    unproven: members whose update was not used in the round before, where there was one.
     Nobody is suspected among fewer than MEMBERS, nor where half of them or more would be: then nothing says which half
     is honest. Raises ValueError when the updates do not adapt the same layers.
     """
@@ -83,7 +85,7 @@ def detect(loras: Mapping[str, LoRA]) -> Finding:
     rows = zip(names, zip(s, c, t, size_z, top_z, strict=True), strict=True)
     scores = {name: Scores(*map(float, row)) for name, row in rows}
     medians = Scores(float(np.median(s)), float(np.median(c)), float(np.median(t)), 0.0, 0.0)
-    found = {name: why for name, score in scores.items() if (why := _why(score, medians, len(names)))}
+    found = {name: why for name, score in scores.items() if (why := _why(score, medians, len(names), name in unproven))}
     if 2 * len(found) >= len(names):
         return Finding(scores, {}, f"{len(found)} of {len(names)} updates are odd, too many to say who is honest")
     return Finding(scores, found)
@@ -127,10 +129,10 @@ def _spectrum(lora: LoRA, p: int) -> tuple[float, float]:
     return (weighed / total, first / leading) if total else (1.0, 1.0)
 
 
-def _why(score: Scores, median: Scores, members: int) -> str:
+def _why(score: Scores, median: Scores, members: int, unproven: bool) -> str:
     """Why an update is suspected, with the figures, or ""."""
     cut, reasons = CUTS.get(members, CUT), []
-    large = score.size > SIZE * median.size and score.size_z > cut
+    large = score.size > SIZE * median.size and (unproven or score.size_z > cut)
     if (large or score.size > LARGEST * median.size) and median.size > 0:
         reasons.append(f"it is {score.size / median.size:.3g} times as large as the median of its cluster")
     if median.direction >= AGREEMENT and score.direction < ALIGNED * median.direction:

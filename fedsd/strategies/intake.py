@@ -194,15 +194,22 @@ def _suspects(
     """Clients whose updates look poisoned beside those of their cluster: why, and their scores."""
     present = {update.client: update for update in updates}
     clients = clients_after(updates, previous, settings, server_round)
+    unproven = {name for name in present if previous and not _used(name, previous)}
     reasons: dict[str, str] = {}
     scores: dict[str, Scores] = {}
     for members in group(clients, settings).members if present else ():
-        found = detect({name: present[name].lora for name in sorted(members) if name in present})
+        loras = {name: present[name].lora for name in sorted(members) if name in present}
+        found = detect(loras, unproven)
         reasons |= found.suspected
         scores |= {name: found.scores[name] for name in found.suspected}
         if found.undecided:
             LOG.info("no client of the cluster of %s is suspected: %s", ", ".join(sorted(members)), found.undecided)
     return reasons, scores
+
+
+def _used(name: str, previous: Round) -> bool:
+    """Whether the round before used an update of this client."""
+    return name in previous.clients and previous.clients[name].last_round == previous.server_round
 
 
 def _expected(previous: Round, profiles: Sequence[Profile]) -> Expected:

@@ -55,6 +55,19 @@ def test_honest_sizes_that_spread_widely_hide_a_doubled_update_but_no_tenfold_on
     assert list(tenfold.suspected) == ["c0"]
 
 
+@pytest.mark.parametrize("attacker", ["c0", "c1", "c2"])
+def test_an_update_of_a_size_that_no_honest_one_has_is_found(attacker):
+    members = cluster(5, (8,))
+    assert list(detect(members | {attacker: scaled(members[attacker], 1.8)}).suspected) == [attacker]
+    assert detect(members | {attacker: scaled(members[attacker], 1.4)}).suspected == {}
+
+
+def test_whose_last_update_was_not_used_must_keep_to_the_others_size_however_it_spreads():
+    members = {f"c{k}": honest(k, 8, size=size) for k, size in enumerate((1.8, 0.7, 0.75, 1.0, 1.05))}
+    assert detect(members).suspected == {}
+    assert list(detect(members, unproven={"c0", "c3"}).suspected) == ["c0"]
+
+
 @pytest.mark.parametrize("count", [4, 5, 10])
 @pytest.mark.parametrize("attacker", ["c0", "c1", "c2"])
 def test_a_flipped_update_is_found_by_its_direction(count, attacker):

@@ -167,6 +167,16 @@ def test_clients_of_a_cluster_are_compared_even_when_they_were_known_before(flee
     assert outcome.after.clients["c0"].cluster == outcome.after.clients["c1"].cluster
 
 
+def test_an_update_of_odd_size_is_judged_harder_where_the_last_one_was_not_used(make_update):
+    sizes = (1.8, 0.7, 0.75, 1.0, 1.05)
+    fleet = [make_update(f"c{k}", 0, rank=8, lora=honest(k, 8, size=size)) for k, size in enumerate(sizes)]
+    settings = Settings(detect=True)
+    used, left_out = run(fleet, 0).after, run(fleet[1:], 0).after
+    assert run(fleet, 0, previous=used, settings=settings).suspected == {}
+    assert run(fleet, 0, previous=left_out, settings=settings).suspected.keys() == {"c0"}
+    assert run(fleet, 0, settings=settings).suspected == {}  # of the first round nothing is known
+
+
 def test_detection_holds_the_updates_where_they_would_be_folded(fleet, caplog):
     with caplog.at_level("INFO", "flwr.fedsd"):
         intake = open_intake([profile_of(one) for one in fleet], None, Settings(detect=True), LIMITS, 64)
