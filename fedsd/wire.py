@@ -1,7 +1,7 @@
 """What travels between the server and the nodes, and the only place that knows the record keys.
 
-    train message    {"lora": see `records.lora_record` (may be empty), "config": server-round, last-round, rank, cluster,
-                      seed, encoding}, and perhaps "arrays"
+    train message    {"lora": see `records.lora_record`, may be empty; "config": server-round, last-round, rank,
+                      cluster, seed, encoding}, and perhaps "arrays"
     train reply      {"lora", "style": z, "metrics": num-examples, rank, loss-first, loss-last, seconds,
                       images-per-second, "about": client-id, base-sha, method}, and perhaps "arrays", and in "about"
                       directions and begun
