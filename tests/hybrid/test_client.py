@@ -212,8 +212,8 @@ def serving_bytes(kept: list[bytes]) -> Iterator[str]:
 
 def test_a_run_that_is_too_slow_for_the_device(base: Base, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The real server, busy with somebody else's long run."""
-    with serving(write_run(tmp_path_factory.mktemp("slow") / "run"), Limits(max_steps=990)) as slow:
-        other = Drawing("x", "long", 1, denoise.Split(990, 980, 2.0))
+    with serving(write_run(tmp_path_factory.mktemp("slow") / "run"), Limits(max_steps=400)) as slow:
+        other = Drawing("x", "long", 1, denoise.Split(400, 390, 2.0))
         busy = threading.Thread(target=lambda: draw_quietly(base, other, Remote(slow.url, CREDENTIAL, timeout=1)))
         busy.start()
         time.sleep(0.2)

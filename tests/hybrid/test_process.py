@@ -173,7 +173,7 @@ def test_a_certificate_that_is_replaced_is_read_again(
 
 def test_a_server_killed_in_a_request_is_done_without(process: Process, certificate: tuple[Path, Path]) -> None:
     base, found = tiny_base(), list[Drawn]()
-    drawing = Drawing("x", f"a {MARK}", 5, denoise.Split(990, 980, 1.0))
+    drawing = Drawing("x", f"a {MARK}", 5, denoise.Split(500, 490, 1.0))
     remote = Remote(process.url, CREDENTIAL, certificate[0], timeout=60)
     device = threading.Thread(target=lambda: found.append(draw(base, drawing, remote)))
     http = client(certificate)

@@ -80,10 +80,10 @@ def test_at_unequal_rates_the_mean_over_many_rounds_is_that_of_full_participatio
     for name, setting in settings.items():
         after = rounds(updates, [[0, 1, 2]], setting)
         total = {layer: 0.0 for layer in full}
-        for server_round in range(2, 602):
+        for server_round in range(2, 302):
             present = [update for update, rate in zip(updates, rates, strict=True) if rng.random() < rate]
             after = aggregate_round(present, after, setting, server_round)
-            total = {layer: total[layer] + dense(after.clusters[0].lora[layer]) / 600 for layer in total}
+            total = {layer: total[layer] + dense(after.clusters[0].lora[layer]) / 300 for layer in total}
         means[name] = sum(np.sum((total[layer] - full[layer]) ** 2) for layer in full) ** 0.5
     assert means["inverse-rate"] < 0.25 * means["none"]
 
