@@ -172,8 +172,9 @@ def derive(pictures: list[Picture]) -> list[Picture]:
     made = []
     for i, (picture, x) in enumerate(zip(pictures, to_pixels(pictures), strict=True)):
         flat = Image.fromarray(picture.pixels).quantize(6, dither=Image.Dither.NONE).convert("RGB")
-        views = {"outline": outline(x, 1 + i % 2), "blocky": blocky(x, 10 + i % 7), "stencil": stencil(x)}
+        views = {"outline": outline(x, 1 + i % 2), "stencil": stencil(x)}
         made += [Picture(_to_uint8(view), picture.name, style) for style, view in views.items()]
+        made.append(Picture(squares(picture.pixels, 4 + i % 4), picture.name, "blocky"))
         made.append(Picture(np.asarray(flat), picture.name, "poster"))
     return made
 
@@ -181,6 +182,20 @@ def derive(pictures: list[Picture]) -> list[Picture]:
 def blocky(x: Tensor, cells: int) -> Tensor:
     """Return (3, 64, 64) as `cells` x `cells` squares of one colour each."""
     return F.interpolate(F.interpolate(x[None], size=cells, mode="area"), size=64)[0]
+
+
+def squares(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Return (64, 64, 3) in even squares of `side` pixels and few flat colours, as pixel art is drawn, on white.
+
+    Each square takes its most frequent colour: a mean would leave pale squares all around the object.
+    """
+    cells = 64 // side
+    few = Image.fromarray(pixels).quantize(16, dither=Image.Dither.NONE).convert("RGB")
+    frequent = few.filter(ImageFilter.ModeFilter(side - 1 + side % 2)).resize((cells, cells), Image.Resampling.NEAREST)
+    large = np.asarray(frequent).repeat(side, 0).repeat(side, 1)
+    before = (64 - len(large)) // 2
+    after = 64 - len(large) - before
+    return np.pad(large, ((before, after), (before, after), (0, 0)), constant_values=255)
 
 
 def outline(x: Tensor, width: int) -> Tensor:

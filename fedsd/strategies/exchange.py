@@ -5,6 +5,7 @@ for a node that stays silent.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from flwr.serverapp import Grid
 from fedsd.wire import Update, parse_update
 
 LOG = logging.getLogger("flwr.fedsd")
+RAISED = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)  # how Flower reports an exception of the app
+SIMULATED = "Exception ClientAppException occurred. Message: "  # what its simulation puts before the exception's words
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of a call that the SuperLink itself fails
 
 T = TypeVar("T")
@@ -70,8 +73,16 @@ def answer(reply: Message, node_id: int) -> Answer:
     """A reply as an answer; an error that it carries becomes the problem."""
     if not reply.has_error():
         return Answer(node_id, reply, delay=time.time() - reply.metadata.created_at)
-    lines = (reply.error.reason or "no reason given").strip().splitlines()
-    return Answer(node_id, None, f"{lines[-1].strip()[:300]} (Flower error {reply.error.code})")
+    return Answer(node_id, None, f"{_in_words(reply.error.reason or '')[:300]} (Flower error {reply.error.code})")
+
+
+def _in_words(reason: str) -> str:
+    """The last line of an error's reason, without what Flower wraps around the exception's own words."""
+    if raised := RAISED.fullmatch(reason.strip()):
+        name, words = raised.groups()
+        simulated = words.strip().startswith(SIMULATED)
+        reason = words.strip().removeprefix(SIMULATED) if simulated else f"{name}: {words}"
+    return (reason.strip() or "no reason given").splitlines()[-1].strip()
 
 
 def patiently(call: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import ClientAppException
 from local_grid import LocalGrid, context
 
 from fedsd.strategies import exchange as exchange_module
@@ -133,3 +134,19 @@ def test_a_long_traceback_becomes_its_last_line():
     reply = Message(Error(2, "Traceback\n  File ...\nValueError: rank 0 \n"), reply_to=question)
     assert answer(reply, 4) == Answer(4, None, "ValueError: rank 0 (Flower error 2)")
     assert answer(Message(Error(0), reply_to=question), 4).problem == "no reason given (Flower error 0)"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ClientAppException("a/b.png: truncated: copy it again"), "a/b.png: truncated: copy it again"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (MemoryError("first\nlast"), "last"),
+    ],
+)
+def test_an_exception_is_reported_without_flowers_wrapping(error, words):
+    """The reason as flwr 1.41 writes it, of its simulation (ClientAppException) and of its SuperNode."""
+    make_grid()
+    question = Message(RecordDict(), 4, "query")
+    reason = str(type(error)) + ":<'" + str(error) + "'>"
+    assert answer(Message(Error(2, reason), reply_to=question), 4).problem == f"{words} (Flower error 2)"
