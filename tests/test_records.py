@@ -3,19 +3,10 @@ import zlib
 import numpy as np
 import pytest
 from flwr.app import Array
+from loras import lora
 
 from fedsd.lowrank import Factor
 from fedsd.records import MAX_MANIFEST, lora_record, parse_lora, payload
-
-
-def lora(rank: int = 2) -> dict[str, Factor]:
-    rng = np.random.default_rng(0)
-    return {
-        f"unet.{name}": Factor(
-            rng.standard_normal((5, rank)).astype(np.float32), rng.standard_normal((rank, 3)).astype(np.float32)
-        )
-        for name in ("mid.to_q", "mid.to_k")
-    }
 
 
 def test_int8_comes_back_within_half_a_step_of_each_column_and_row():

@@ -6,6 +6,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loras import lora
 
 from fedsd import records
 from fedsd.lowrank import Factor
@@ -28,16 +29,6 @@ from fedsd.wire import (
 @pytest.fixture(autouse=True)
 def _identity() -> None:
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
-
-
-def lora(rank: int = 2) -> dict[str, Factor]:
-    rng = np.random.default_rng(0)
-    return {
-        f"unet.{name}": Factor(
-            rng.standard_normal((5, rank)).astype(np.float32), rng.standard_normal((rank, 3)).astype(np.float32)
-        )
-        for name in ("mid.to_q", "mid.to_k")
-    }
 
 
 def order() -> Order:
