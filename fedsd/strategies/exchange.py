@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from fedsd.wire import Update, parse_update
 
 LOG = logging.getLogger("flwr.fedsd")
-RAISED = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)  # how Flower reports an exception of the app
+RAISED = re.compile(r"<class '(?:\w+\.)*([^']+)'>:<'(.*)'>", re.DOTALL)  # how Flower reports an exception of the app
 SIMULATED = "Exception ClientAppException occurred. Message: "  # what its simulation puts before the exception's words
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of a call that the SuperLink itself fails
 
@@ -80,8 +80,8 @@ def _in_words(reason: str) -> str:
     """The last line of an error's reason, without what Flower wraps around the exception's own words."""
     if raised := RAISED.fullmatch(reason.strip()):
         name, words = raised.groups()
-        simulated = words.strip().startswith(SIMULATED)
-        reason = words.strip().removeprefix(SIMULATED) if simulated else f"{name}: {words}"
+        _, simulated, own = words.rpartition(SIMULATED)  # after Ray's traceback
+        reason = own if simulated else f"{name}: {words}"
     return (reason.strip() or "no reason given").splitlines()[-1].strip()
 
 
