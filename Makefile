@@ -23,8 +23,8 @@ demo: install  ## eight simulated devices learn four drawn styles; ends with a r
 	@folder="runs/demo-$$(date +%Y-%m-%d_%H%M%S)"; $(BIN)/fedsd run --preset demo --folder "$$folder" && \
 	echo "report $$PWD/$$folder/report.html"
 
-test: install  ## all tests but the slow ones
-	@$(BIN)/python -m pytest
+test: install  ## all tests but the slow ones, in two processes: engines wait more than they compute
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install  ## the slow tests: a SuperLink with TLS and two SuperNodes on this machine, and the page in a browser
 	@$(BIN)/python -m pytest -m slow
