@@ -44,8 +44,8 @@ from fedsd.data.folder import read
 from fedsd.data.images import pixels
 from fedsd.methods import textual_inversion, zo_token
 from fedsd.metrics.features import ImageTower, extract
-from fedsd.strategies.seeded import directions, gradient
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.seeded import directions, gradient
+from fedsd.tangent_mean import tangent_mean
 
 PLACEHOLDER = Placeholder(template="{caption}, {token} style")
 DESCENT = Descent(steps=100, batch_size=8, min_snr_gamma=0.0, precision="float32", caption_dropout=0.0)

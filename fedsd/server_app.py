@@ -18,13 +18,13 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsd import config as configuration
+from fedsd.seeded import rule_of
 from fedsd.store import RunFolder
 from fedsd.strategies.aggregate import Settings
 from fedsd.strategies.parts import parts_by_method
 from fedsd.strategies.recorded import Recorded
 from fedsd.strategies.round import Round, arrays_of, from_state, to_state
 from fedsd.strategies.schedule import Schedule
-from fedsd.strategies.seeded import rule_of
 from fedsd.strategies.style_clustered import StyleClusteredLoRA
 from fedsd.strategies.validate import Limits
 from fedsd.values import shares_by_name

@@ -20,9 +20,9 @@ from fedsd.data.images import pixels
 from fedsd.methods import lora
 from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
+from fedsd.seeded import rule_of
 from fedsd.strategies.aggregate import Settings, aggregate_round
 from fedsd.strategies.replayed import replayed, with_moments
-from fedsd.strategies.seeded import rule_of
 
 STYLES = {"gouachework": (200, 60, 40), "quillwork": (30, 60, 220)}
 SECRETS = ("gouachework", "quillwork", "zebrafinch", "dandelion", "portrait", "holiday")

@@ -14,15 +14,17 @@ PACKAGE = ROOT / "fedsd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("lowrank",), ("values",), ("sections",), ("config",), ("codec",), ("records",), ("wire",), ("export",), ("store",),
-    ("strategies",), ("base",), ("data",), ("methods",), ("privacy",), ("metrics",), ("hybrid",),
-    ("client_app", "server_app"), ("cli",),
+    ("lowrank",), ("tangent_mean",), ("seeded",), ("values",), ("sections",), ("config",), ("codec",), ("records",),
+    ("wire",), ("export",), ("store",), ("strategies",), ("base",), ("data",), ("methods",), ("privacy",), ("metrics",),
+    ("hybrid",), ("client_app", "server_app"), ("cli",),
 )  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 # The Training Edge Server has neither the base nor anybody's pictures (section 3.1 of the paper).
 SERVER_SIDE = (
     "lowrank",
+    "tangent_mean",
+    "seeded",
     "values",
     "sections",
     "config",
@@ -39,6 +41,8 @@ NOT_ON_THE_SERVER = {
     "fedsd.base", "fedsd.data", "fedsd.methods", "fedsd.privacy", "fedsd.metrics", "fedsd.hybrid", "fedsd.cli",
     "fedsd.client_app",
 }  # fmt: skip
+# A device starts anew for every message, so it does not load what only the server computes with.
+DEVICE_SIDE = ("base", "data", "methods", "privacy", "metrics", "hybrid", "client_app")
 # The Inference Edge Server has the base, and nothing of how adapters came about; its client is on a device.
 DEVICE_SIDE_OF_HYBRID = {"client.py"}
 NOT_ON_THE_INFERENCE_SERVER = {
@@ -104,6 +108,14 @@ def test_the_training_server_imports_neither_the_base_nor_pictures(part: str) ->
                 name for name in imports(file) for banned in NOT_ON_THE_SERVER if f"{name}.".startswith(f"{banned}.")
             }
             assert not wrong, f"{named(file)} imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("part", DEVICE_SIDE)
+def test_a_device_does_not_import_the_strategies(part: str) -> None:
+    files = [file for file in FILES if part_of(file) == part]
+    assert files
+    for file in files:
+        assert "strategies" not in own_parts(file), named(file)
 
 
 @pytest.mark.parametrize("part", ONLY)

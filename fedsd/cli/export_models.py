@@ -9,7 +9,7 @@ from fedsd.base.tokens import save_token
 from fedsd.cli import sampling
 from fedsd.cli.sampling import Finished
 from fedsd.methods.table import token
-from fedsd.strategies.seeded import TOKEN
+from fedsd.seeded import TOKEN
 
 
 def export_models(run: Finished, out: Path, names: tuple[str, ...]) -> list[Path]:

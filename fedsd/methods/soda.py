@@ -31,7 +31,7 @@ from fedsd.base.stiefel_adam import StiefelAdam
 from fedsd.base.training import Descent, Fit, Pictures, Shared, descend
 from fedsd.base.weights import replaced
 from fedsd.lowrank import Array, Factor, energy, truncate
-from fedsd.strategies.tangent_mean import tangent_sum
+from fedsd.tangent_mean import tangent_sum
 
 OPTIMISERS = ("adamw", "stiefel-adam")
 WEIGHT_DECAY = 1e-4  # on the shifts, as in the authors' code

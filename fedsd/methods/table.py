@@ -13,7 +13,7 @@ from fedsd.base.tokens import Placeholder, Token, with_token
 from fedsd.base.training import Descent, Fit, Shared
 from fedsd.config import Config
 from fedsd.methods import lora, soda, spire, zo_token
-from fedsd.strategies.seeded import TOKEN
+from fedsd.seeded import TOKEN
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from fedsd.base.training import (
     noised,
 )  # fmt: skip
 from fedsd.lowrank import Array
-from fedsd.strategies.seeded import (
+from fedsd.seeded import (
     SCALARS,
     TOKEN,
     Rule,

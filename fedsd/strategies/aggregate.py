@@ -30,7 +30,7 @@ from fedsd.strategies.parts import FACTORS, PARTS, SHIFTS, of_parts, parts_in
 from fedsd.strategies.round import Client, Cluster, Round
 from fedsd.strategies.rules import RULES, Rule
 from fedsd.strategies.rules.hetlora import zero_padding
-from fedsd.strategies.tangent_mean import Arrays, mean_where_held, tangent_mean
+from fedsd.tangent_mean import Arrays, mean_where_held, tangent_mean
 from fedsd.wire import Update
 
 NO_CLUSTER = -1

@@ -20,7 +20,7 @@ from fedsd.strategies.intra import median_rank
 from fedsd.strategies.parts import FACTORS
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
-from fedsd.strategies.tangent_mean import Arrays, tangent_sum
+from fedsd.tangent_mean import Arrays, tangent_sum
 
 ALONE = 6.0  # distance, in units of the sampling noise, beyond which a client beside one cluster is of another style
 

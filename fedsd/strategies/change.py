@@ -4,7 +4,7 @@ import numpy as np
 
 from fedsd.lowrank import LoRA, lora_norm, stack_loras
 from fedsd.strategies.round import Round
-from fedsd.strategies.tangent_mean import Arrays, arrays_norm, tangent_sum
+from fedsd.tangent_mean import Arrays, arrays_norm, tangent_sum
 
 
 def relative_change(lora_mix: LoRA, arrays_mix: Arrays, previous: Round | None) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 from fedsd.lowrank import Array, Factor, LoRA, energy, singular_values, truncate_lora
 from fedsd.strategies.rules import Combination, Rule
 from fedsd.strategies.rules.flexlora import flexlora
-from fedsd.strategies.tangent_mean import Arrays
+from fedsd.tangent_mean import Arrays
 
 NEAREST = 0.1  # floor of d_k as a share of its mean: a cluster at the very centre gets a large weight, not all of it
 TINY = 1e-6  # the same floor, absolute, for the literal formula

@@ -33,7 +33,7 @@ from fedsd.strategies.intra import median_rank
 from fedsd.strategies.parts import FACTORS, of_parts
 from fedsd.strategies.round import Client, Round
 from fedsd.strategies.rules.flexlora import flexlora
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.tangent_mean import tangent_mean
 
 PARTICIPATION = ("none", "inverse-rate")
 CUTOFF = 50  # longest mean interval believed, in rounds: the weight of a client that may never come again is bounded

@@ -7,8 +7,8 @@ among those who train them. A client is sent the parts that its method can use, 
 from collections.abc import Collection
 
 from fedsd.lowrank import LoRA
-from fedsd.strategies.seeded import SCALARS, TOKEN
-from fedsd.strategies.tangent_mean import Arrays
+from fedsd.seeded import SCALARS, TOKEN
+from fedsd.tangent_mean import Arrays
 
 FACTORS, WEIGHTS, MAPS, SHIFTS, WORD = "factors", "weights", "maps", "shifts", "word"
 PARTS = (FACTORS, WEIGHTS, MAPS, SHIFTS, WORD)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from fedsd.lowrank import Array
+from fedsd.seeded import SCALARS, TOKEN, Rule, State, Trace, begin, replay, saves, to_arrays
 from fedsd.strategies.round import Round
-from fedsd.strategies.seeded import SCALARS, TOKEN, Rule, State, Trace, begin, replay, saves, to_arrays
-from fedsd.strategies.tangent_mean import Arrays
+from fedsd.tangent_mean import Arrays
 from fedsd.wire import Update
 
 

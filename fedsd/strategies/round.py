@@ -9,7 +9,7 @@ import numpy as np
 from fedsd.lowrank import Array, LoRA
 from fedsd.strategies.clustering import reach
 from fedsd.strategies.parts import FACTORS, parts_in
-from fedsd.strategies.tangent_mean import Arrays
+from fedsd.tangent_mean import Arrays
 
 GLOBAL, OPTIMISERS = ("mix", "neutral", "fedavg"), "optimisers"  # names among a round's arrays
 

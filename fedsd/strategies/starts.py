@@ -7,7 +7,7 @@ from fedsd.strategies.aggregate import NO_CLUSTER
 from fedsd.strategies.arrivals import Arrival, arrays_start_of, arrive, start_of
 from fedsd.strategies.parts import Parts, of_parts
 from fedsd.strategies.round import Round
-from fedsd.strategies.tangent_mean import Arrays
+from fedsd.tangent_mean import Arrays
 from fedsd.wire import Profile
 
 

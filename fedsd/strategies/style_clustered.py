@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsd.lowrank import Array, LoRA, resize_lora
+from fedsd.seeded import TOKEN, Rule
 from fedsd.strategies.aggregate import Settings
 from fedsd.strategies.bandwidth import Uplinks
 from fedsd.strategies.events import client_done, client_suspected, round_clusters
@@ -28,10 +29,9 @@ from fedsd.strategies.replayed import replayed, with_moments
 from fedsd.strategies.roster import ask_profiles, available, client_seed, misfits, sample, wait_for_nodes
 from fedsd.strategies.round import Round
 from fedsd.strategies.schedule import Schedule
-from fedsd.strategies.seeded import TOKEN, Rule
 from fedsd.strategies.starts import Start, start_for, warm_start
-from fedsd.strategies.tangent_mean import Arrays
 from fedsd.strategies.validate import Limits, check_update
+from fedsd.tangent_mean import Arrays
 from fedsd.values import strangers
 from fedsd.wire import Order, Profile, lora_record, order_message, parse_lora
 

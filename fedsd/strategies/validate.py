@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsd.lowrank import LoRA, lora_norm
 from fedsd.strategies.parts import FACTORS, SHIFTS, Parts, of_parts, parts_by_method, parts_in
-from fedsd.strategies.tangent_mean import Arrays, arrays_norm, other_directions
+from fedsd.tangent_mean import Arrays, arrays_norm, other_directions
 from fedsd.wire import Update
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -18,7 +18,7 @@ from fedsd.base.training import Descent, Fit, Pictures, Shared, diffusion_loss
 from fedsd.methods import soda
 from fedsd.methods.soda import Settings, adapted, compose, directions, fit, fresh, low_rank, merged, targets, trainable
 from fedsd.store import export_diffusers
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.tangent_mean import tangent_mean
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
 DESCENT = Descent(steps=3, batch_size=4, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)

@@ -18,7 +18,7 @@ from fedsd.data import drawn
 from fedsd.lowrank import Array
 from fedsd.methods.spire import LAYER, Settings, adapt, adapted, carried, export, fit, vector, width
 from fedsd.strategies.rules.flexlora import flexlora
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.tangent_mean import tangent_mean
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
 DESCENT = Descent(steps=3, batch_size=4, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)

@@ -12,8 +12,8 @@ from fedsd.base.tokens import Placeholder, Token, token_embedding, with_token, w
 from fedsd.base.training import Descent, Fit, Pictures, Shared, errors, noised
 from fedsd.lowrank import Array
 from fedsd.methods.zo_token import ESTIMATORS, SEEDED, TAU, Memory, Model, Settings, fit, steady_directions, train
-from fedsd.strategies.seeded import begin, directions, from_arrays, gradient, seeded_mean
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.seeded import begin, directions, from_arrays, gradient, seeded_mean
+from fedsd.tangent_mean import tangent_mean
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
 DESCENT = Descent(steps=3, batch_size=4, min_snr_gamma=0.0, precision="float32", caption_dropout=0.1)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedsd.seeded import Trace, begin, replay, rule_of, to_arrays
 from fedsd.strategies.aggregate import Settings, aggregate_round
 from fedsd.strategies.replayed import replayed, with_moments
 from fedsd.strategies.round import arrays_of, from_state, to_state
-from fedsd.strategies.seeded import Trace, begin, replay, rule_of, to_arrays
 
 RULE, SHAPE = rule_of("orthogonal", 0.05), (2, 16)
 

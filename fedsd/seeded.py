@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedsd.lowrank import Array
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.tangent_mean import tangent_mean
 
 KINDS = ("gaussian", "hadamard")
 TOKEN, SCALARS = "token", "scalars"  # names among what is shared

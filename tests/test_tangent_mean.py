@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedsd.strategies.tangent_mean import arrays_norm, other_directions, tangent_mean, tangent_sum
+from fedsd.tangent_mean import arrays_norm, other_directions, tangent_mean, tangent_sum
 
 
 def update(shift: list[float], turn: list[float]) -> dict[str, np.ndarray]:

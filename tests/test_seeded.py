@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsd.strategies.seeded import (
+from fedsd.seeded import (
     KINDS,
     Rule,
     State,
@@ -20,7 +20,7 @@ from fedsd.strategies.seeded import (
     stepped,
     to_arrays,
 )
-from fedsd.strategies.tangent_mean import tangent_mean
+from fedsd.tangent_mean import tangent_mean
 
 D = 48
 
