@@ -12,9 +12,10 @@ All passes of a step are one batch. Estimators, by what their error is at equal 
     sensitive           those, in the subspace of tokens that the text encoder's output depends on most
 
 With directions of its own, each picture adds to the estimate what it would as a step of its own, whereas shared
-directions leave the same error however large the batch. Most of a token's directions change next to nothing of what the
+directions leave the same error however large the batch. Some of a token's directions change next to nothing of what the
 text encoder says; its Jacobian, by differences of its output, tells which. That costs passes of the text encoder, which
-is sixty times cheaper than the U-Net on SD 1.5, and no pass of the U-Net.
+is sixty times cheaper than the U-Net on SD 1.5, and no pass of the U-Net. The subspace must be wide: one of 0.97 of the
+change has a sixth of the error of all directions, and yet does not hold the tokens that gradients find.
 """
 
 import math
@@ -82,7 +83,7 @@ class Settings:
     estimator: str = "sensitive"
     timesteps: tuple[int, int] = (500, 900)
     bits: int = 8
-    share: float = 0.97
+    share: float = 0.999
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
