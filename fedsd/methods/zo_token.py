@@ -14,8 +14,8 @@ All passes of a step are one batch. Estimators, by what their error is at equal 
 With directions of its own, each picture adds to the estimate what it would as a step of its own, whereas shared
 directions leave the same error however large the batch. Some of a token's directions change next to nothing of what the
 text encoder says; its Jacobian, by differences of its output, tells which. That costs passes of the text encoder, which
-is sixty times cheaper than the U-Net on SD 1.5, and no pass of the U-Net. The subspace must be wide: one of 0.97 of the
-change has a sixth of the error of all directions, and yet does not hold the tokens that gradients find.
+is sixty times cheaper than the U-Net on SD 1.5, and no pass of the U-Net. The subspace must be wide: at a share of 0.97
+the error is a quarter of that of all directions, but the tokens that gradients find lie outside.
 """
 
 import math
