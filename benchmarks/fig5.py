@@ -32,7 +32,7 @@ import torch
 from fig5_map import Cell, Score, draw_maps
 from judge import Judge, write_pictures
 from PIL import Image
-from points import commit, machine, record
+from points import commit, given, machine, record
 from section import RESULTS, table, write_section
 
 from fedsd.base import adapters, denoise, load
@@ -281,7 +281,8 @@ def main() -> None:
     text = report(found, study, figures)
     print(text)
     if not opts.no_record:
-        keep(found, "python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT", time.monotonic() - begun)
+        command = "python benchmarks/fig5.py RUN --emoji DIR --realism SCRIPT"
+        keep(found, command + given("--styles", "--splits", "--grid", "--steps"), time.monotonic() - begun)
         write_section(PAGE, HEAD, "fig5", text)
 
 

@@ -5,6 +5,7 @@ import operator
 import os
 import re
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def holds(value: float, target: str) -> bool:
     """Say whether `value` meets a target such as "<= 60"."""
     relation, bound = re.fullmatch(r"(<=|<|>=|>|=)\s*(\S+)", target).groups()  # type: ignore[union-attr]
     return bool(RELATIONS[relation](value, float(bound)))
+
+
+def given(*options: str) -> str:
+    """Return those of `options` that this process was called with, and their values: " --steps 10"."""
+    kept, keeping = "", False
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            keeping = word.split("=")[0] in options
+        kept += f" {word}" if keeping else ""
+    return kept
 
 
 def record(

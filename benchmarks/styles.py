@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from judge import Judge, nearest_names
-from points import record
+from points import given, record
 from sklearn.metrics import adjusted_rand_score
 
 from fedsd.base import load
@@ -149,7 +149,7 @@ def write_csv(table: dict[str, dict[str, Any]], file: Path) -> None:
 
 def points(preset: str, table: dict[str, dict[str, Any]], ari: float, seconds: float) -> None:
     """Record the points of this benchmark."""
-    command = f"python benchmarks/styles.py {preset} --data DIR --realism SCRIPT"
+    command = f"python benchmarks/styles.py {preset} --data DIR --realism SCRIPT{given('--pictures', '--set')}"
     over = lambda other, style: table["cluster"][style]["kid"] / table[other][style]["kid"]  # noqa: E731
 
     def note(name: str, value: float, target: str) -> None:

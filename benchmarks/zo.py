@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from points import record
+from points import given, record
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fedsd.base.denoise import encode_pixels, encode_prompts, generate, tokenize
@@ -336,7 +336,7 @@ def main() -> None:
         return
     data = " --data DIR" if opts.data else ""
     {"quality": quality, "estimators": estimators, "federated": federated, "memory": memory}[opts.part](
-        opts, f"python benchmarks/zo.py {opts.part}{data}"
+        opts, f"python benchmarks/zo.py {opts.part}{given('--seeds', '--styles', '--steps', '--rounds')}{data}"
     )
 
 
