@@ -152,7 +152,7 @@ def generate(
     server: Annotated[str, typer.Option(help="URL of an Inference Edge Server for the first steps.")] = "",
     split: Annotated[float, typer.Option(help="The server's share of the steps.")] = 0.3,
     generic: Annotated[str, typer.Option(help="What the server gets to read; default the prompt.")] = "",
-    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, euler or lcm, with --server.")] = "ddim",
+    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, euler or lcm.")] = "ddim",
     mix_loras: Annotated[float, typer.Option(min=0, max=2, help="Scale of the server's neutral adapter.")] = 1.0,
     credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",
     ca: Annotated[Path | None, typer.Option(help="Certificate to trust the server by.")] = None,
@@ -163,7 +163,7 @@ def generate(
     """Draw a picture with the base and an adapter; with --server, the first steps are made there."""
     from fedsd.cli import picture as drawing
 
-    wanted = drawing.Picture(prompt, lora, base, count, steps, guidance, seed, local_scale)
+    wanted = drawing.Picture(prompt, lora, base, count, steps, guidance, seed, local_scale, scheduler)
     if not server:
         made = drawing.draw_pictures(wanted, out)
         print(json.dumps({"picture": str(made)}) if as_json else made)
@@ -173,7 +173,7 @@ def generate(
     from fedsd.privacy.words import registered_below
 
     remote = Remote(server, credential, ca, timeout, registered_below(private_root(private_dir)))
-    shared = drawing.Shared(remote, split, generic or prompt, scheduler, mix_loras)
+    shared = drawing.Shared(remote, split, generic or prompt, mix_loras)
     made, drawn = drawing.draw_with_server(wanted, shared, out)
     if as_json:
         print(json.dumps({"picture": str(made)} | drawing.account(drawn)))

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from fedsd.base import denoise, load
 from fedsd.base.load import Base
-from fedsd.base.schedulers import WITHOUT_MEMORY
+from fedsd.base.schedulers import WITHOUT_MEMORY, scheduler_named
 from fedsd.cli.grids import parameters_text
 from fedsd.hybrid.client import Drawing, Drawn, Remote, draw
 from fedsd.store import write_file
@@ -21,7 +21,10 @@ SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "lcm": "LCM"}  # a
 
 @dataclass(frozen=True)
 class Picture:
-    """What to draw: `count` pictures side by side, seeds `seed`, `seed + 1`, ...; local_scale: of the adapter."""
+    """What to draw: `count` pictures side by side, seeds `seed`, `seed + 1`, ...; local_scale: of the adapter.
+
+    scheduler: a sampler of `WITHOUT_MEMORY`, here and with a server alike.
+    """
 
     prompt: str
     lora: Path | None
@@ -31,6 +34,12 @@ class Picture:
     guidance: float
     seed: int
     local_scale: float = 1.0
+    scheduler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for samplers that cannot be."""
+        if self.scheduler not in WITHOUT_MEMORY:
+            raise ValueError(f"--scheduler must be one of {', '.join(WITHOUT_MEMORY)}; got {self.scheduler!r}")
 
 
 @dataclass(frozen=True)
@@ -40,31 +49,31 @@ class Shared:
     remote: Remote
     split: float
     generic: str
-    scheduler: str = "ddim"
     mix_loras: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for shares and samplers that cannot be."""
+        """Raise ValueError for shares that cannot be."""
         if not 0 < self.split < 1:
             raise ValueError(f"--split is the server's share of the steps, between 0 and 1; got {self.split}")
-        if self.scheduler not in WITHOUT_MEMORY:
-            raise ValueError(f"--scheduler must be one of {', '.join(WITHOUT_MEMORY)}; got {self.scheduler!r}")
 
 
 def draw_pictures(picture: Picture, out: Path) -> Path:
     """Draw on this machine alone, and write `out`; see `write_pictures`."""
     model = _model(picture)
+    model = replace(model, scheduler=scheduler_named(model, picture.scheduler))
     pictures = denoise.generate(
         model, [picture.prompt] * picture.count, _seeds(picture), steps=picture.steps, guidance=picture.guidance
     )
-    return write_pictures(out, pictures, picture, {"Sampler": "DDIM"})
+    return write_pictures(out, pictures, picture, {"Sampler": SAMPLERS[picture.scheduler]})
 
 
 def draw_with_server(picture: Picture, shared: Shared, out: Path) -> tuple[Path, list[Drawn]]:
     """Draw with a server, write `out`, and return it with an account of each picture."""
     model = _model(picture)
     split = denoise.Split(picture.steps, max(1, round(shared.split * picture.steps)), picture.guidance)
-    drawing = Drawing(picture.prompt, shared.generic, picture.seed, split, shared.scheduler, mix_loras=shared.mix_loras)
+    drawing = Drawing(
+        picture.prompt, shared.generic, picture.seed, split, picture.scheduler, mix_loras=shared.mix_loras
+    )  # fmt: skip
     drawn = [draw(model, replace(drawing, seed=seed), shared.remote) for seed in _seeds(picture)]
     pictures = np.concatenate([denoise.decode_latents(model, one.latents) for one in drawn])
     return write_pictures(out, pictures, picture, about_server(drawing, drawn)), drawn
