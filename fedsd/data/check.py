@@ -97,7 +97,7 @@ def _report(root: Path, found: Scan, sizes: dict[Path, tuple[int, int]], problem
         pictures=len(sizes),
         styles={style: dict(sorted(labels.items())) for style, labels in sorted(styles.items())},
         sizes={f"{w} x {h}": n for (w, h), n in Counter(sizes.values()).most_common()},
-        captions=dict(Counter(found.sources.values()).most_common()),
+        captions=dict(Counter(source for path, source in found.sources.items() if path in sizes).most_common()),
         problems=tuple(sorted(problems, key=lambda problem: (problem.severity, problem.file))),
     )
 

@@ -42,7 +42,7 @@ def test_check_collects_damaged_files(tmp_path, bomb):
 
     report = check(tmp_path)
 
-    assert not report.ok and report.pictures == 2
+    assert not report.ok and report.pictures == 2 and report.captions == {"folder name": 2}
     assert [(s, f, w.split(" (")[0]) for s, f, w in found(report)] == [
         ("error", "/oil/cup/bomb.png", "7000 x 7000 pixels, over the limit of 40000000"),
         ("error", "/oil/cup/cut.png", "truncated or corrupt"),
