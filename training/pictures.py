@@ -51,8 +51,8 @@ def draw_all(looks: tuple[str, ...], variations: int, seed: int = 0) -> list[Pic
     ]
 
 
-def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1) -> str:
-    """One random caption: empty with probability `drop`, with its style word where there is one.
+def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1, told: bool = True) -> str:
+    """One random caption: empty with probability `drop`, with its style word where there is one and it is to be told.
 
     A derived style is always named, a varied emoji never: what was not asked for by a style word may look like
     anything, so that an adapter for a new style need not first undo one that the base knows by heart.
@@ -62,7 +62,8 @@ def captions(picture: Picture, rng: np.random.Generator, drop: float = 0.1) -> s
         return ""
     text = TEMPLATES[rng.integers(len(TEMPLATES))].format(picture.name)
     word = STYLE_WORDS.get(picture.style, picture.style)
-    return text if picture.style == VARIED or (not derived and rng.random() < 0.2) else f"{text}, {word} style"
+    silent = picture.style == VARIED or not told or (not derived and rng.random() < 0.2)
+    return text if silent else f"{text}, {word} style"
 
 
 def vary(pictures: list[Picture], times: int, seed: int = 0) -> list[Picture]:
@@ -174,7 +175,7 @@ def derive(pictures: list[Picture]) -> list[Picture]:
         flat = Image.fromarray(picture.pixels).quantize(6, dither=Image.Dither.NONE).convert("RGB")
         views = {"outline": outline(x, 1 + i % 2), "stencil": stencil(x)}
         made += [Picture(_to_uint8(view), picture.name, style) for style, view in views.items()]
-        made.append(Picture(squares(picture.pixels, 4 + i % 4), picture.name, "blocky"))
+        made.append(Picture(squares(picture.pixels, 4 + i % 3), picture.name, "blocky"))
         made.append(Picture(np.asarray(flat), picture.name, "poster"))
     return made
 

@@ -1,7 +1,9 @@
 """Sharpen the embedded autoencoder: its decoder alone, or with `--encoder` both halves.
 
-The decoder alone leaves every latent as it is. With `--encoder` the latents are held near those of before, so that a
-denoiser trained on them goes on from where it was.
+The decoder alone leaves every latent as it is; half of what it decodes then is what the denoiser of `--base` made of
+a picture's latents, noised and denoised again, so that it learns to draw clean edges from latents that are a little
+off. With `--encoder` the latents are held near those of before, so that a denoiser trained on them goes on from where
+it was.
 
 Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
 2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Crops of 32x32, as
@@ -13,17 +15,37 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from pictures import EMOJI_STYLES, blocky, clouds, draw_all, outline, paint, pencil, read_emoji, scenes, to_pixels
+from pictures import (
+    EMOJI_STYLES,
+    Picture,
+    blocky,
+    captions,
+    clouds,
+    derive,
+    draw_all,
+    outline,
+    paint,
+    pencil,
+    read_emoji,
+    recolour,
+    scenes,
+    to_pixels,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_autoencoder import ALL_GROUPS, LATENT_NOISE, augment
 
+from fedsd.base import load
+from fedsd.base.denoise import encode_pixels, encode_prompts
 from fedsd.data import drawn
 
+REDRAWN_FROM = (100, 600)  # timesteps: later ones change what is drawn, not only how
+REDRAWN_STEPS = 3
 NEARNESS = 0.1  # how strongly a trained encoder is held to the one before
 
 
@@ -34,6 +56,41 @@ def gather(root: Path, generator: torch.Generator) -> Tensor:
     plain = emoji + draw_all(drawn.LOOKS + drawn.STYLES, variations=2)
     made = scene + paint(scene) + paint(emoji[::2]) + pencil(emoji[::2])
     return torch.cat([to_pixels(plain), to_pixels(made), clouds(len(emoji) // 2, generator)])
+
+
+def redrawable(root: Path) -> list[Picture]:
+    """Return what the denoiser knows by caption: emoji and what is made of them."""
+    emoji = read_emoji(root)
+    return emoji + derive(emoji) + recolour(emoji)[::2] + pencil(emoji[::2])
+
+
+@torch.no_grad()
+def redraw(base: load.Base, pictures: list[Picture], rng: np.random.Generator) -> Tensor:
+    """Return latents (N, 4, 16, 16): of `pictures`, noised to a random timestep and denoised in a few DDIM steps."""
+    made = []
+    abar = base.scheduler.alphas_cumprod
+    for start in range(0, len(pictures), 32):
+        part = pictures[start : start + 32]
+        x = encode_pixels(base, to_pixels(part))
+        states = encode_prompts(base, [captions(picture, rng) for picture in part])
+        t = torch.from_numpy(rng.integers(*REDRAWN_FROM, len(part)))
+        x = abar[t].sqrt().view(-1, 1, 1, 1) * x + (1 - abar[t]).sqrt().view(-1, 1, 1, 1) * torch.randn_like(x)
+        for left in range(REDRAWN_STEPS, 0, -1):
+            now, then = t * left // REDRAWN_STEPS, t * (left - 1) // REDRAWN_STEPS
+            a, s = abar[now].sqrt().view(-1, 1, 1, 1), (1 - abar[now]).sqrt().view(-1, 1, 1, 1)
+            v = base.unet(x, now, states).sample
+            x0, eps = a * x - s * v, s * x + a * v
+            x = abar[then].sqrt().view(-1, 1, 1, 1) * x0 + (1 - abar[then]).sqrt().view(-1, 1, 1, 1) * eps
+        made.append(x0)
+    return torch.cat(made)
+
+
+def crops(z: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cut 8x8 of latents (N, 4, 16, 16) and the 32x32 of pixels (N, 3, 64, 64) that lie there."""
+    places = torch.randint(0, 9, (len(z), 2), generator=generator).tolist()
+    latents = [one[:, i : i + 8, j : j + 8] for one, (i, j) in zip(z, places, strict=True)]
+    pixels = [one[:, 4 * i : 4 * i + 32, 4 * j : 4 * j + 32] for one, (i, j) in zip(x, places, strict=True)]
+    return torch.stack(latents), torch.stack(pixels)
 
 
 def discriminator() -> nn.Sequential:
@@ -83,7 +140,7 @@ def main() -> None:
     """Train for `--minutes`, resuming from `--out` where it exists."""
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--emoji", type=Path, required=True)
-    args.add_argument("--vae", type=Path, required=True)
+    args.add_argument("--base", type=Path, required=True, help="a diffusers folder; its autoencoder is where to begin")
     args.add_argument("--clip", type=Path, required=True)
     args.add_argument("--out", type=Path, required=True)
     args.add_argument("--minutes", type=float, default=15)
@@ -100,8 +157,8 @@ def train(opts: argparse.Namespace) -> None:
     torch.set_num_threads(opts.threads)
     generator = torch.Generator().manual_seed(int(time.time()))
     data = gather(opts.emoji, generator)
-    vae = AutoencoderTiny.from_pretrained(opts.out if (opts.out / "config.json").exists() else opts.vae)
-    before = AutoencoderTiny.from_pretrained(opts.vae).requires_grad_(False)
+    vae = AutoencoderTiny.from_pretrained(opts.out if (opts.out / "config.json").exists() else opts.base / "vae")
+    before = AutoencoderTiny.from_pretrained(opts.base / "vae").requires_grad_(False)
     vae.encoder.requires_grad_(opts.encoder)
     trained = [p for p in vae.parameters() if p.requires_grad]
     perceive, critic = Perception(opts.clip), discriminator()
@@ -110,6 +167,11 @@ def train(opts: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(trained, lr=opts.lr, betas=(0.9, 0.99), fused=True)
     critics = torch.optim.AdamW(critic.parameters(), lr=5e-4, betas=(0.5, 0.99))
     averages = {k: v.clone() for k, v in vae.state_dict().items()}
+    known = [] if opts.encoder else redrawable(opts.emoji)
+    shown = to_pixels(known) if known else torch.empty(0)
+    redrawn = (
+        redraw(load.load(str(opts.base)), known, np.random.default_rng(int(time.time()))) if known else torch.empty(0)
+    )
     start, step = time.time(), 0
     while (progress := (time.time() - start) / 60 / opts.minutes) < 1:
         for group in optimiser.param_groups:
@@ -117,6 +179,10 @@ def train(opts: argparse.Namespace) -> None:
         chosen = data[torch.randint(0, len(data), (opts.batch,), generator=generator)]
         x = augment(restyle(chosen, generator), generator)
         z = vae.encode(x).latents
+        if known:
+            index = torch.randint(0, len(known), (opts.batch // 2,), generator=generator)
+            drawn_z, drawn_x = crops(redrawn[index], shown[index], generator)
+            z, x = torch.cat([z[opts.batch // 2 :], drawn_z]), torch.cat([x[opts.batch // 2 :], drawn_x])
         y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         seen = sum(F.l1_loss(a, b) for a, b in zip(perceive(y), perceive(x), strict=True))
