@@ -44,7 +44,7 @@ def given(*options: str) -> str:
     """Return those of `options` that this process was called with, and their values: " --steps 10"."""
     kept, keeping = "", False
     for word in sys.argv[1:]:
-        if word.startswith("--"):
+        if word.startswith("-"):
             keeping = word.split("=")[0] in options
         kept += f" {word}" if keeping else ""
     return kept

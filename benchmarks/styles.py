@@ -149,7 +149,7 @@ def write_csv(table: dict[str, dict[str, Any]], file: Path) -> None:
 
 def points(preset: str, table: dict[str, dict[str, Any]], ari: float, seconds: float) -> None:
     """Record the points of this benchmark."""
-    command = f"python benchmarks/styles.py {preset} --data DIR --realism SCRIPT{given('--pictures', '--set')}"
+    command = f"python benchmarks/styles.py {preset} --data DIR --realism SCRIPT{given('--pictures', '--set', '-s')}"
     over = lambda other, style: table["cluster"][style]["kid"] / table[other][style]["kid"]  # noqa: E731
 
     def note(name: str, value: float, target: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from fedsd.base import denoise, load
 from fedsd.base.load import Base
-from fedsd.base.schedulers import WITHOUT_MEMORY, scheduler_named
+from fedsd.base.schedulers import WITHOUT_MEMORY, most_steps, scheduler_named
 from fedsd.cli.grids import parameters_text
 from fedsd.hybrid.client import Drawing, Drawn, Remote, draw
 from fedsd.store import write_file
@@ -58,9 +58,14 @@ class Shared:
 
 
 def draw_pictures(picture: Picture, out: Path) -> Path:
-    """Draw on this machine alone, and write `out`; see `write_pictures`."""
+    """Draw on this machine alone, and write `out`; see `write_pictures`.
+
+    Raises ValueError when the sampler cannot be set to so many steps, or there is no adapter where one should be.
+    """
     model = _model(picture)
     model = replace(model, scheduler=scheduler_named(model, picture.scheduler))
+    if picture.steps > (most := most_steps(model.scheduler)):
+        raise ValueError(f"--steps is {picture.steps}; {picture.scheduler} on this base takes at most {most}")
     pictures = denoise.generate(
         model, [picture.prompt] * picture.count, _seeds(picture), steps=picture.steps, guidance=picture.guidance
     )

@@ -33,3 +33,9 @@ def test_the_sampler_asked_for_draws_and_is_written_into_the_file(base_folder: P
 def test_a_sampler_with_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="--scheduler must be one of ddim, ddpm, euler, lcm; got 'pndm'"):
         Picture("a house", None, "tiny", 1, 4, 2.0, 7, scheduler="pndm")
+
+
+def test_more_steps_than_the_sampler_can_take_are_refused(base_folder: Path, tmp_path: Path) -> None:
+    wish = Picture("a house", None, str(base_folder), 1, 51, 2.0, 7, scheduler="lcm")
+    with pytest.raises(ValueError, match="--steps is 51; lcm on this base takes at most 50"):
+        draw_pictures(wish, tmp_path / "a.png")
