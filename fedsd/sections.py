@@ -66,7 +66,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class RankConfig:
-    """LoRA ranks, handed out to simulated clients in turn, and whether text encoder and convolutions are adapted."""
+    """LoRA ranks, handed out to simulated clients in turn, and whether text encoder and residual blocks are adapted."""
 
     ranks: str
     text_encoder: bool

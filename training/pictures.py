@@ -175,7 +175,7 @@ def derive(pictures: list[Picture]) -> list[Picture]:
         flat = Image.fromarray(picture.pixels).quantize(6, dither=Image.Dither.NONE).convert("RGB")
         views = {"outline": outline(x, 1 + i % 2), "stencil": stencil(x)}
         made += [Picture(_to_uint8(view), picture.name, style) for style, view in views.items()]
-        made.append(Picture(squares(picture.pixels, 4 + i % 3), picture.name, "blocky"))
+        made.append(Picture(squares(picture.pixels, 3 + i % 4), picture.name, "blocky"))
         made.append(Picture(np.asarray(flat), picture.name, "poster"))
     return made
 

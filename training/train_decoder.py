@@ -1,9 +1,10 @@
 """Sharpen the embedded autoencoder: its decoder alone, or with `--encoder` both halves.
 
-The decoder alone leaves every latent as it is; half of what it decodes then is what the denoiser of `--base` made of
-a picture's latents, noised and denoised again, so that it learns to draw clean edges from latents that are a little
-off. With `--encoder` the latents are held near those of before, so that a denoiser trained on them goes on from where
-it was.
+The decoder alone leaves every latent as it is. It is first made deeper where it is shallower than DECODER_BLOCKS, and
+learns to draw clean edges from latents that are off: half of what it decodes has noise added, and half is what the
+denoiser of `--base` made of latents, noised and denoised again, of pictures that it does not know by heart. An adapted
+denoiser is off by as much as noise of 0.2 to 0.3. With `--encoder` the latents are held near those of before, so that
+a denoiser trained on them goes on from where it was.
 
 Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
 2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Crops of 32x32, as
@@ -20,8 +21,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from pictures import (
     EMOJI_STYLES,
+    GROUPS,
+    OTHER_GROUPS,
     Picture,
     blocky,
     captions,
@@ -35,6 +39,7 @@ from pictures import (
     recolour,
     scenes,
     to_pixels,
+    vary,
 )
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -46,6 +51,8 @@ from fedsd.data import drawn
 
 REDRAWN_FROM = (100, 600)  # timesteps: later ones change what is drawn, not only how
 REDRAWN_STEPS = 3
+DECODER_BLOCKS = (8, 4, 1)  # residual blocks at 16x16, 32x32 and 64x64
+MOST_NOISE = 0.3  # of the latents; with `--encoder` it is LATENT_NOISE
 NEARNESS = 0.1  # how strongly a trained encoder is held to the one before
 
 
@@ -58,10 +65,32 @@ def gather(root: Path, generator: torch.Generator) -> Tensor:
     return torch.cat([to_pixels(plain), to_pixels(made), clouds(len(emoji) // 2, generator)])
 
 
-def redrawable(root: Path) -> list[Picture]:
-    """Return what the denoiser knows by caption: emoji and what is made of them."""
+def redrawable(root: Path, seed: int) -> list[Picture]:
+    """Return emoji, and moved ones as they are and as everything that is made of them."""
     emoji = read_emoji(root)
-    return emoji + derive(emoji) + recolour(emoji)[::2] + pencil(emoji[::2])
+    moved = vary(read_emoji(root, groups=GROUPS + OTHER_GROUPS), times=1, seed=seed)
+    return emoji + moved + derive(moved) + recolour(moved)[::2] + pencil(moved[::2])
+
+
+def grown(vae: AutoencoderTiny) -> AutoencoderTiny:
+    """Return the autoencoder with as many decoder blocks as DECODER_BLOCKS; the new ones change nothing yet."""
+    old = vae.config.num_decoder_blocks
+    deeper = AutoencoderTiny.from_config(vae.config, num_decoder_blocks=DECODER_BLOCKS)
+    deeper.encoder.load_state_dict(vae.encoder.state_dict())
+    here, there = iter(vae.decoder.layers), iter(deeper.decoder.layers)
+    for count, wanted in zip(old, DECODER_BLOCKS, strict=True):
+        blocks = 0
+        for layer in here:
+            next(there).load_state_dict(layer.state_dict())
+            blocks += isinstance(layer, AutoencoderTinyBlock)
+            if blocks == count:
+                break
+        for _ in range(wanted - count):
+            torch.nn.init.zeros_((last := next(there).conv[-1]).weight)  # ReLU(x + 0) = x after another ReLU
+            torch.nn.init.zeros_(last.bias)
+    for layer in here:
+        next(there).load_state_dict(layer.state_dict())
+    return deeper
 
 
 @torch.no_grad()
@@ -136,6 +165,31 @@ def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+class Samples:
+    """What is decoded in training: latents (N, 4, 8, 8), and the pixels (N, 3, 32, 32) that they should become."""
+
+    def __init__(self, root: Path, base: Path | None, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pixels = gather(root, self.generator)
+        known = redrawable(root, seed) if base else []
+        self.shown = to_pixels(known) if known else torch.empty(0)
+        self.redrawn = redraw(load.load(str(base)), known, np.random.default_rng(seed)) if known else torch.empty(0)
+
+    def right(self, vae: AutoencoderTiny, n: int) -> tuple[Tensor, Tensor]:
+        """Return the encoder's own latents of n crops."""
+        chosen = self.pixels[torch.randint(0, len(self.pixels), (n,), generator=self.generator)]
+        x = augment(restyle(chosen, self.generator), self.generator)
+        return vae.encode(x).latents, x
+
+    def off(self, vae: AutoencoderTiny, n: int) -> tuple[Tensor, Tensor]:
+        """Return latents of n crops, half of them with noise of any strength up to MOST_NOISE and half drawn again."""
+        z, x = self.right(vae, n // 2)
+        z = z + MOST_NOISE * torch.rand(len(z), 1, 1, 1, generator=self.generator) * torch.randn_like(z)
+        index = torch.randint(0, len(self.shown), (n - n // 2,), generator=self.generator)
+        drawn_z, drawn_x = crops(self.redrawn[index], self.shown[index], self.generator)
+        return torch.cat([z, drawn_z]), torch.cat([x, drawn_x])
+
+
 def main() -> None:
     """Train for `--minutes`, resuming from `--out` where it exists."""
     args = argparse.ArgumentParser(description=__doc__)
@@ -155,9 +209,10 @@ def main() -> None:
 def train(opts: argparse.Namespace) -> None:
     """Train, and write the averaged weights to `opts.out`."""
     torch.set_num_threads(opts.threads)
-    generator = torch.Generator().manual_seed(int(time.time()))
-    data = gather(opts.emoji, generator)
+    samples = Samples(opts.emoji, None if opts.encoder else opts.base, seed=int(time.time()))
+    sample = samples.right if opts.encoder else samples.off
     vae = AutoencoderTiny.from_pretrained(opts.out if (opts.out / "config.json").exists() else opts.base / "vae")
+    vae = vae if opts.encoder else grown(vae)
     before = AutoencoderTiny.from_pretrained(opts.base / "vae").requires_grad_(False)
     vae.encoder.requires_grad_(opts.encoder)
     trained = [p for p in vae.parameters() if p.requires_grad]
@@ -167,22 +222,11 @@ def train(opts: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(trained, lr=opts.lr, betas=(0.9, 0.99), fused=True)
     critics = torch.optim.AdamW(critic.parameters(), lr=5e-4, betas=(0.5, 0.99))
     averages = {k: v.clone() for k, v in vae.state_dict().items()}
-    known = [] if opts.encoder else redrawable(opts.emoji)
-    shown = to_pixels(known) if known else torch.empty(0)
-    redrawn = (
-        redraw(load.load(str(opts.base)), known, np.random.default_rng(int(time.time()))) if known else torch.empty(0)
-    )
     start, step = time.time(), 0
     while (progress := (time.time() - start) / 60 / opts.minutes) < 1:
         for group in optimiser.param_groups:
             group["lr"] = opts.lr * min(1, (step + 1) / 50) * max(0.02, 1 - progress)
-        chosen = data[torch.randint(0, len(data), (opts.batch,), generator=generator)]
-        x = augment(restyle(chosen, generator), generator)
-        z = vae.encode(x).latents
-        if known:
-            index = torch.randint(0, len(known), (opts.batch // 2,), generator=generator)
-            drawn_z, drawn_x = crops(redrawn[index], shown[index], generator)
-            z, x = torch.cat([z[opts.batch // 2 :], drawn_z]), torch.cat([x[opts.batch // 2 :], drawn_x])
+        z, x = sample(vae, opts.batch)
         y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         seen = sum(F.l1_loss(a, b) for a, b in zip(perceive(y), perceive(x), strict=True))
@@ -209,8 +253,17 @@ def train(opts: argparse.Namespace) -> None:
                 f"step {step}  psnr {psnr:.2f}  seen {seen.item():.4f}  critic {critic_loss.item():.3f}",
                 flush=True,
             )
+        if step % 500 == 0:
+            save(vae, averages, opts.out)
+    save(vae, averages, opts.out)
+
+
+def save(vae: AutoencoderTiny, averages: dict[str, Tensor], out: Path) -> None:
+    """Write the averaged weights; training goes on with the present ones."""
+    present = {k: v.clone() for k, v in vae.state_dict().items()}
     vae.load_state_dict(averages)
-    vae.save_pretrained(opts.out)
+    vae.save_pretrained(out)
+    vae.load_state_dict(present)
 
 
 if __name__ == "__main__":

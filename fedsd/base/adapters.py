@@ -1,10 +1,11 @@
 """LoRA adapters in and out of a base, by PEFT.
 
 Target modules are the attention projections of arXiv 2508.04745's counts: at rank 16 on SD 1.5 they hold 3,188,736
-(U-Net) and 1,179,648 (text encoder) parameters. Where asked for, the U-Net's convolutions are adapted too (the layers
-of LoCon, Yeh et al. 2023, arXiv 2309.14859); their A is the matrix (rank, d_in kernel²). A layer's name is its
-component and module path, for example `unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. PEFT's scale
-lora_alpha / rank is kept at 1, so a `Factor` (B, A) is exactly what the layer adds: ΔW = B A.
+(U-Net) and 1,179,648 (text encoder) parameters. Where asked for, the U-Net's residual and resampling blocks are adapted
+too (the layers of LoCon, Yeh et al. 2023, arXiv 2309.14859): convolutions, whose A is the matrix (rank, d_in kernel²),
+and projections of the time embedding, which shift whole channels. A layer's name is its component and module path, for
+example `unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. PEFT's scale lora_alpha / rank is kept at 1,
+so a `Factor` (B, A) is exactly what the layer adds: ΔW = B A.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ TARGETS = {
     "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
 }
 CONVOLUTIONS = (".conv1", ".conv2", ".conv_shortcut", ".conv")  # of residual, down- and upsampling blocks
+TIME_PROJECTION = ".time_emb_proj"  # of residual blocks
 ADAPTER = "fedsd"
 
 
@@ -37,6 +39,8 @@ def components(base: Base, text_encoder: bool) -> dict[str, nn.Module]:
 
 def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = False) -> dict[str, tuple[int, int]]:
     """Return (d_out, d_in) of every layer that an adapter changes; of a convolution d_in is inputs x kernel area.
+
+    convolutions: whether the U-Net's residual and resampling blocks are among them.
 
     Raises ValueError when the base is quantised.
     """
@@ -49,9 +53,9 @@ def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = Fa
     }
     if convolutions:
         shapes |= {
-            f"unet.{path}": (module.out_channels, module.weight[0].numel())
+            f"unet.{path}": (len(module.weight), module.weight[0].numel())
             for path, module in base.unet.named_modules()
-            if isinstance(module, nn.Conv2d) and path.endswith(CONVOLUTIONS)
+            if (isinstance(module, nn.Conv2d) and path.endswith(CONVOLUTIONS)) or path.endswith(TIME_PROJECTION)
         }
     return shapes
 
@@ -89,7 +93,7 @@ def adapted(base: Base, lora: LoRA) -> Iterator[None]:
     """Within the block the base computes with `lora` added; afterwards it is as before, bit for bit.
 
     An empty adapter leaves the base as it is. Raises ValueError when a layer of `lora` is not one of the base's
-    attention projections or convolutions or has another shape.
+    attention projections, convolutions or projections of time, or has another shape.
     """
     check_fits(target_shapes(base, convolutions=True), lora)
     try:

@@ -1,5 +1,5 @@
 """LoRA on the attention projections (Hu et al. 2021, arXiv 2106.09685), as arXiv 2508.04745 trains it (Algorithm 1,
-line 29), and where asked for on the U-Net's convolutions.
+line 29), and where asked for on the U-Net's convolutions and projections of time.
 """
 
 from collections.abc import Mapping

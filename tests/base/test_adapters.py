@@ -60,7 +60,7 @@ def test_output_is_that_of_the_merged_weights(base: Base, lora: dict[str, Factor
 def test_every_layer_is_accepted(base: Base, lora: dict[str, Factor]) -> None:
     with adapters.adapted(base, lora):
         assert equal(adapters.current(base), lora)
-    attention = [layer for layer in lora if not layer.endswith(adapters.CONVOLUTIONS)]
+    attention = [layer for layer in lora if not layer.endswith((*adapters.CONVOLUTIONS, adapters.TIME_PROJECTION))]
     assert len(attention) == 4 * 2 * 4 + 2 * 4 == 40  # four transformer blocks of two attentions, two text layers
     assert adapters.current(base) == {}
 

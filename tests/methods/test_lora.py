@@ -61,13 +61,14 @@ def test_it_learns_four_pictures(base: Base, latents: Tensor) -> None:
     assert all(factor.rank == 4 and factor.B.any() for factor in result.lora.values())
 
 
-def test_convolutions_are_trained_where_asked_for(base: Base, latents: Tensor) -> None:
+def test_residual_blocks_are_trained_where_asked_for(base: Base, latents: Tensor) -> None:
     result = trained(base, latents, steps=2, convolutions=True)
     shapes = adapters.target_shapes(base, convolutions=True)
     assert {layer: factor.shape for layer, factor in result.lora.items()} == shapes
     kernels = [layer for layer in shapes if layer.endswith(adapters.CONVOLUTIONS)]
     assert "unet.down_blocks.0.resnets.0.conv1" in kernels and "unet.conv_in" not in shapes
-    assert all(result.lora[layer].B.any() for layer in kernels)
+    assert "unet.down_blocks.0.resnets.0.time_emb_proj" in shapes
+    assert all(factor.B.any() for factor in result.lora.values())
 
 
 def test_both_factors_move_and_b_starts_at_zero(base: Base, latents: Tensor) -> None:
