@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from judge import Judge
 from nodes import kept_by
-from points import record
+from points import given, record
 from spire_tables import least, report, sd15_share, write_sheet
 from styles import judge_pictures, run
 
@@ -52,7 +52,7 @@ from fedsd.methods import lora, spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.strategies.starts import warm_start
 
-COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT"
+COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given("--rounds", "--pictures", "--few", "--lrs", "--lengths")
 OF_BASE = ("noto", "fluent_3d")
 OTHERS = ("twemoji", "noto_blob", "fxemoji", "serenity_pixel", "openmoji_black", "fluent_high_contrast")
 FEW = ["data.where=split=train;group=Objects"]

@@ -6,9 +6,9 @@ denoiser of `--base` made of latents, noised and denoised again, of pictures tha
 denoiser is off by as much as noise of 0.2 to 0.3. With `--encoder` the latents are held near those of before, so that
 a denoiser trained on them goes on from where it was.
 
-Losses: L1, L1 of image gradients, ripples where the picture is flat, features of the embedded open_clip image tower (a
-perceptual loss, Johnson et al. 2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps
-edges crisp. Crops of 32x32, as in train_autoencoder.py.
+Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
+2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Crops of 32x32, as
+in train_autoencoder.py.
 """
 
 import argparse
@@ -51,10 +51,8 @@ from fedsd.data import drawn
 
 REDRAWN_FROM = (100, 600)  # timesteps: later ones change what is drawn, not only how
 REDRAWN_STEPS = 3
-LEVEL = 2 / 255  # between two neighbouring values of a byte
 DECODER_BLOCKS = (8, 4, 1)  # residual blocks at 16x16, 32x32 and 64x64
 MOST_NOISE = 0.3  # of the latents; with `--encoder` it is LATENT_NOISE
-FLATNESS = 0.1  # weight of `ripples`
 NEARNESS = 0.1  # how strongly a trained encoder is held to the one before
 
 
@@ -153,18 +151,6 @@ class Perception(nn.Module):
         return [first, second, v.layer1(v.avgpool(second))]
 
 
-def ripples(y: Tensor, x: Tensor) -> Tensor:
-    """Return how much y (N, 3, H, W) varies from pixel to pixel where x does not; in a logarithm small ones count too.
-
-    Noise of 3 levels of 255 moves pixel art further, in an extractor's features, than blur of 0.6 pixels.
-    """
-    total = torch.zeros(())
-    for d in (2, 3):
-        flat = (x.diff(dim=d).abs() < LEVEL / 2).float()
-        total = total + (flat * torch.log1p(y.diff(dim=d).abs() / LEVEL)).mean()
-    return total
-
-
 def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
     """Make a third of the pictures coarse pixels and a sixth outlines: (N, 3, 64, 64) in [-1, 1] -> the same.
 
@@ -214,7 +200,7 @@ def main() -> None:
     args.add_argument("--minutes", type=float, default=15)
     args.add_argument("--lr", type=float, default=1.5e-3)
     args.add_argument("--encoder", action="store_true", help="train the encoder too")
-    args.add_argument("--adversarial", type=float, default=0.05)
+    args.add_argument("--adversarial", type=float, default=0.1)
     args.add_argument("--batch", type=int, default=48)
     args.add_argument("--threads", type=int, default=1)
     train(args.parse_args())
@@ -245,7 +231,7 @@ def train(opts: argparse.Namespace) -> None:
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         seen = sum(F.l1_loss(a, b) for a, b in zip(perceive(y), perceive(x), strict=True))
         adversarial = -critic(y).mean() if progress > 0.15 else torch.zeros(())
-        loss = F.l1_loss(y, x) + 0.5 * edges + FLATNESS * ripples(y, x) + 0.3 * seen + opts.adversarial * adversarial
+        loss = F.l1_loss(y, x) + 0.5 * edges + 0.3 * seen + opts.adversarial * adversarial
         if opts.encoder:
             loss = loss + NEARNESS * F.mse_loss(z, before.encode(x).latents)
         optimiser.zero_grad()
@@ -264,7 +250,7 @@ def train(opts: argparse.Namespace) -> None:
         if step % 100 == 0:
             psnr = 10 * torch.log10(4 / F.mse_loss(y.detach(), x))
             print(
-                f"step {step}  psnr {psnr:.2f}  ripples {ripples(y, x).item():.4f}  critic {critic_loss.item():.3f}",
+                f"step {step}  psnr {psnr:.2f}  seen {seen.item():.4f}  critic {critic_loss.item():.3f}",
                 flush=True,
             )
         if step % 500 == 0:
