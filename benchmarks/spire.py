@@ -52,7 +52,9 @@ from fedsd.methods import lora, spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.strategies.starts import warm_start
 
-COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given("--rounds", "--pictures", "--few", "--lrs", "--lengths")
+COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given(
+    "--rounds", "--pictures", "--few", "--lrs", "--lengths"
+)
 OF_BASE = ("noto", "fluent_3d")
 OTHERS = ("twemoji", "noto_blob", "fxemoji", "serenity_pixel", "openmoji_black", "fluent_high_contrast")
 FEW = ["data.where=split=train;group=Objects"]
