@@ -47,13 +47,9 @@ def main() -> None:
     right = np.mean(
         [a == b for a, b in zip(nearest_names(fake_features[:100], real_features, names), chosen[:100], strict=True)]
     )
-    sheet = [("real" if r % 2 else "base", []) for r in range(4)]
-    by_name = {e.caption: e for e in real}
-    for row in range(2):
-        part = range(10 * row, 10 * row + 10)
-        sheet[2 * row] = ("base", [made[i] for i in part])
-        sheet[2 * row + 1] = ("noto, real", [Image.open(by_name[chosen[i]].path).convert("RGB") for i in part])
-    save_grid(grid(sheet, chosen[:10]), opts.out / "base.png", "")
+    by_name, few = {e.caption: e for e in real}, chosen[:10]
+    shown = [Image.open(by_name[name].path).convert("RGB") for name in few]
+    save_grid(grid([("base", list(made[:10])), ("noto, real", shown)], few), opts.out / "base.png", "")
     print(f"KID x 1000 {mean:.1f} +- {std:.1f}  names right {right:.2f}  {time.time() - begun:.0f} s")
     if not opts.no_record:
         command = "python benchmarks/base.py --emoji DIR --realism SCRIPT"
