@@ -5,8 +5,8 @@
 
 It runs `fedsd run` with the preset of that name, draws 200 pictures per style and adapter, all by DDPM in 25 steps,
 whose fresh noise lets later steps mend what an adapter half knows, and scores them against held-out pictures of the
-style. The FedAvg adapter is the factor mean of the last round's client adapters, as the run
-keeps it beside its own; with `--fedavg-run` it comes from a run of its own, with FedAvg in every round.
+style. The FedAvg adapter is the factor mean of the last round's client adapters, as the run keeps it beside its own;
+with `--fedavg-run` it comes from a run of its own, with FedAvg in every round.
 """
 
 import argparse

@@ -47,6 +47,7 @@ from train_autoencoder import ALL_GROUPS, LATENT_NOISE, augment
 
 from fedsd.base import load
 from fedsd.base.denoise import encode_pixels, encode_prompts
+from fedsd.base.training import noised
 from fedsd.data import drawn
 
 REDRAWN_FROM = (100, 600)  # timesteps: later ones change what is drawn, not only how
@@ -94,17 +95,16 @@ def grown(vae: AutoencoderTiny) -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def redraw(base: load.Base, pictures: list[Picture], rng: np.random.Generator) -> Tensor:
+def redraw(base: load.Base, pictures: list[Picture], seed: int) -> Tensor:
     """Return latents (N, 4, 16, 16): of `pictures`, noised to a random timestep and denoised in a few DDIM steps."""
-    made = []
+    made, rng, generator = [], np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     abar = base.scheduler.alphas_cumprod
     for start in range(0, len(pictures), 32):
         part = pictures[start : start + 32]
-        x = encode_pixels(base, to_pixels(part))
         states = encode_prompts(base, [captions(picture, rng) for picture in part])
-        t = torch.from_numpy(rng.integers(*REDRAWN_FROM, len(part)))
-        x = abar[t].sqrt().view(-1, 1, 1, 1) * x + (1 - abar[t]).sqrt().view(-1, 1, 1, 1) * torch.randn_like(x)
-        for left in range(REDRAWN_STEPS, 0, -1):
+        given = noised(base, encode_pixels(base, to_pixels(part)), generator, 0, REDRAWN_FROM)
+        x, t = given.x_t, given.t
+        for left in range(REDRAWN_STEPS, 0, -1):  # by hand: each picture has timesteps of its own
             now, then = t * left // REDRAWN_STEPS, t * (left - 1) // REDRAWN_STEPS
             a, s = abar[now].sqrt().view(-1, 1, 1, 1), (1 - abar[now]).sqrt().view(-1, 1, 1, 1)
             v = base.unet(x, now, states).sample
@@ -173,7 +173,7 @@ class Samples:
         self.pixels = gather(root, self.generator)
         known = redrawable(root, seed) if base else []
         self.shown = to_pixels(known) if known else torch.empty(0)
-        self.redrawn = redraw(load.load(str(base)), known, np.random.default_rng(seed)) if known else torch.empty(0)
+        self.redrawn = redraw(load.load(str(base)), known, seed) if known else torch.empty(0)
 
     def right(self, vae: AutoencoderTiny, n: int) -> tuple[Tensor, Tensor]:
         """Return the encoder's own latents of n crops."""

@@ -41,7 +41,6 @@ def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = Fa
     """Return (d_out, d_in) of every layer that an adapter changes; of a convolution d_in is inputs x kernel area.
 
     convolutions: whether the U-Net's residual and resampling blocks are among them.
-
     Raises ValueError when the base is quantised.
     """
     check_full_weights(base, "adapted layer by layer")
@@ -55,7 +54,8 @@ def target_shapes(base: Base, text_encoder: bool = True, convolutions: bool = Fa
         shapes |= {
             f"unet.{path}": (len(module.weight), module.weight[0].numel())
             for path, module in base.unet.named_modules()
-            if (isinstance(module, nn.Conv2d) and path.endswith(CONVOLUTIONS)) or path.endswith(TIME_PROJECTION)
+            if (isinstance(module, nn.Conv2d) and path.endswith(CONVOLUTIONS))
+            or (isinstance(module, nn.Linear) and path.endswith(TIME_PROJECTION))
         }
     return shapes
 
