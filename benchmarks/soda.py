@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from judge import Judge, nearest_names, write_pictures
 from PIL import Image
-from points import record
+from points import given, record
 from section import table
 from soda_peers import PEERS, RATES, Training, sd15_sizes, train, within
 from styles import run
@@ -53,7 +53,9 @@ from fedsd.data.shares import layout_of
 from fedsd.methods import soda
 from fedsd.strategies.recorded import received_updates
 
-COMMAND = "python benchmarks/soda.py --data DIR --realism SCRIPT"
+OPTIONS = ("--styles", "--steps", "--batch", "--pictures", "--draw-steps", "--seed", "--sweep", "--rate", "--unet-only")
+OPTIONS += ("--federated", "--rounds", "--round-steps")
+COMMAND = "python benchmarks/soda.py --data DIR --realism SCRIPT" + given(*OPTIONS)
 STYLES = "fluent_3d,fluent_high_contrast,fxemoji,noto,noto_blob,openmoji_black,serenity_pixel,twemoji"
 KEPT = ("kid", "kid_std", "names_right", "parameters", "rate", "loss_first", "loss_last", "seconds")
 Scores = Mapping[str, Mapping[str, Any]]
