@@ -286,7 +286,7 @@ def test_whole_adapters_are_handled_layer_by_layer():
     assert {factor.rank for factor in resize_lora(stacked, 8).values()} == {8}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     ranks=st.lists(st.integers(1, 12), min_size=1, max_size=6),

@@ -146,7 +146,7 @@ def test_an_array_is_measured_before_it_is_read(array, message):
         parse_lora(record)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.binary(max_size=60))
 def test_no_bytes_at_all_do_more_than_raise_value_error(head, tail):
     record = ArrayRecord({"q.A": raw(b"\x93NUMPY\x01\x00" + head + tail), "q.B": raw(head)})

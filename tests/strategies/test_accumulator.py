@@ -71,7 +71,7 @@ def test_clients_of_one_subspace_are_summed_without_loss_at_any_number(make_lora
 @given(
     ranks=st.lists(st.integers(1, 12), min_size=1, max_size=25), cap=st.integers(2, 60), seed=st.integers(0, 2**32 - 1)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_bound_holds_for_any_clients_cap_and_order(ranks, cap, seed):
     rng = np.random.default_rng(seed)
     loras = [{"q": Factor(rng.standard_normal((9, r)), rng.standard_normal((r, 7)))} for r in ranks]

@@ -254,7 +254,7 @@ def groups(draw):
 
 
 @given(groups())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exact_rules_are_exact_for_any_clients(group):
     loras, n, rng = group
     goal = mean_of(loras, n)
@@ -275,7 +275,7 @@ def test_exact_rules_are_exact_for_any_clients(group):
 
 
 @given(groups(), st.sampled_from([name for name, entry in RULES.items() if {"consensus", "gauge"} <= entry.holds]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_product_rules_return_what_any_clients_agree_on(group, name):
     loras, n, rng = group
     if RULES[name].one_rank:
