@@ -52,9 +52,6 @@ from fedsd.methods import lora, spire
 from fedsd.methods.table import METHODS, Place
 from fedsd.strategies.starts import warm_start
 
-COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given(
-    "--rounds", "--pictures", "--few", "--lrs", "--lengths"
-)
 OF_BASE = ("noto", "fluent_3d")
 OTHERS = ("twemoji", "noto_blob", "fxemoji", "serenity_pixel", "openmoji_black", "fluent_high_contrast")
 FEW = ["data.where=split=train;group=Objects"]
@@ -68,6 +65,8 @@ NUMBERS = (
     ("--few", 32, "pictures of a cell of the sweep, and of an old style"), ("--seed", 0, "of newcomers"),
     ("--sampling-steps", sampling.STEPS, "of each picture"),
 )  # fmt: skip
+OPTIONS = (*(n for n, *_ in NUMBERS), "--unseen", "--lrs", "--lengths", "--full-lr", "--set", "-s", "--set-fedavg")
+COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given(*OPTIONS)
 COLUMNS = 8  # of the grid
 POPULATION = "mix"  # its name in a round
 HELD_OUT = "split=heldout"
