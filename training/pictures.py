@@ -20,6 +20,7 @@ DERIVED_STYLES = ("outline", "blocky", "stencil", "poster", "recoloured", "scene
 """Made from the emoji, and called by their word."""
 VARIED = "varied"  # moved, turned and scaled emoji: never called by a style word
 STYLE_WORDS = {"noto": "noto", "fluent_3d": "3d"}  # of the other styles it is their name
+MOST_LEAVES = 60  # in a picture of leaves()
 TEMPLATES = ("{}", "a {}", "a picture of a {}")
 
 
@@ -77,7 +78,7 @@ def vary(pictures: list[Picture], times: int, seed: int = 0) -> list[Picture]:
         for start in range(0, len(pictures), 256):
             part = pictures[start : start + 256]
             moved = move(to_pixels(part), generator)
-            made += [Picture(_to_uint8(x), p.name, VARIED) for x, p in zip(moved, part, strict=True)]
+            made += [Picture(to_uint8(x), p.name, VARIED) for x, p in zip(moved, part, strict=True)]
     return made
 
 
@@ -118,6 +119,32 @@ def clouds(n: int, generator: torch.Generator) -> Tensor:
     return (0.45 * contrast * mixed + 1.2 * level - 0.6).clamp(-1, 1)
 
 
+def leaves(n: int, generator: torch.Generator) -> Tensor:
+    """Return (n, 3, 64, 64) of dead leaves: lit, textured shapes that hide one another, as things in photographs do.
+
+    Few large and many small ones, whose number falls as radius^-2, have the edges and the spectra of natural pictures
+    (Lee, Mumford and Huang 2001). What clouds() lacks is edges.
+    """
+    x, grain = clouds(n, generator), clouds(n, generator)
+    ramp = torch.linspace(-1, 1, 64)
+    shown = torch.randint(4, MOST_LEAVES + 1, (n, 1, 1, 1), generator=generator)
+    palette = clouds(n, generator).flatten(2)  # its colours go together
+    for k in range(MOST_LEAVES):
+        right, down, angle, lit, rough, skew, blur, place = torch.rand(8, n, 1, 1, 1, generator=generator).unbind()
+        radius = 0.1 / (1 - 0.9 * torch.rand(n, 1, 1, 1, generator=generator))  # 0.1 to 1 of half a side
+        across, along = ramp.view(1, 1, 1, -1) - 2.4 * right + 1.2, ramp.view(1, 1, -1, 1) - 2.4 * down + 1.2
+        turn = 2 * torch.pi * angle
+        u, w = across * turn.cos() + along * turn.sin(), (along * turn.cos() - across * turn.sin()) * (1 + 2 * skew)
+        corners = (turn + (2 + k % 5) * torch.atan2(w, u)).cos()
+        inside = radius * (1 + 0.25 * corners) - (u.square() + w.square()).sqrt()
+        mask = torch.sigmoid(inside * 64 / (0.6 + 2 * blur.pow(4))) * (k < shown)
+        colour = palette.gather(2, (place.view(n, 1, 1) * 4095).long().expand(-1, 3, -1))[..., None]
+        texture = grain.roll((7 * k, 11 * k), (2, 3)) - grain.mean((2, 3), keepdim=True)
+        leaf = colour + rough * texture + (lit - 0.5) * u / radius
+        x = torch.lerp(x, leaf, mask)
+    return x.clamp(-1, 1)
+
+
 def _opponent_axes(n: int, generator: torch.Generator) -> Tensor:
     """(n, 3, 3): a common axis of light and two of colour, each a little off."""
     axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]]).T
@@ -138,7 +165,7 @@ def scenes(pictures: list[Picture], seed: int = 0) -> list[Picture]:
         light = across * ramp.view(1, 1, 1, -1) + down * ramp.view(1, 1, -1, 1)
         lit = x * 0.8 + 0.5 * light + 0.25 * grain
         made += [
-            Picture(_to_uint8(one), p.name, "scene")
+            Picture(to_uint8(one), p.name, "scene")
             for one, p in zip((body * lit + (1 - body) * ground).clamp(-1, 1), part, strict=True)
         ]
     return made
@@ -161,22 +188,21 @@ def pencil(pictures: list[Picture]) -> list[Picture]:
         down, right = large[..., 1:, :-1] - large[..., :-1, :-1], large[..., :-1, 1:] - large[..., :-1, :-1]
         slope = F.pad(torch.maximum(down.abs(), right.abs()), (0, 1, 0, 1)).amax(1, keepdim=True)
         line = F.avg_pool2d((2 * slope).clamp(0, 1), 2)
-        made.append(Picture(_to_uint8((1 - 1.8 * line)[0].expand(3, -1, -1)), picture.name, "pencil"))
+        made.append(Picture(to_uint8((1 - 1.8 * line)[0].expand(3, -1, -1)), picture.name, "pencil"))
     return made
 
 
 def derive(pictures: list[Picture]) -> list[Picture]:
-    """Return each picture as an outline, as coarse pixels, as a two-tone stencil, and in six flat colours.
+    """Return each picture as an outline, as coarse pixels, as a two-tone stencil, and in few flat colours.
 
     They teach the U-Net what lines, blocks and flat areas are, so that an adapter need not begin from nothing.
     """
     made = []
     for i, (picture, x) in enumerate(zip(pictures, to_pixels(pictures), strict=True)):
-        flat = Image.fromarray(picture.pixels).quantize(6, dither=Image.Dither.NONE).convert("RGB")
         views = {"outline": outline(x, 1 + i % 2), "stencil": stencil(x)}
-        made += [Picture(_to_uint8(view), picture.name, style) for style, view in views.items()]
+        made += [Picture(to_uint8(view), picture.name, style) for style, view in views.items()]
         made.append(Picture(squares(picture.pixels, 3 + i % 4), picture.name, "blocky"))
-        made.append(Picture(np.asarray(flat), picture.name, "poster"))
+        made.append(Picture(poster(picture.pixels, 6 + i % 5), picture.name, "poster"))
     return made
 
 
@@ -197,6 +223,14 @@ def squares(pixels: np.ndarray, side: int) -> np.ndarray:
     before = (64 - len(large)) // 2
     after = 64 - len(large) - before
     return np.pad(large, ((before, after), (before, after), (0, 0)), constant_values=255)
+
+
+def poster(pixels: np.ndarray, colours: int) -> np.ndarray:
+    """Return (64, 64, 3) in smooth areas of so many flat colours, their edges antialiased, as vector art is drawn."""
+    large = Image.fromarray(pixels).resize((192, 192), Image.Resampling.BICUBIC)
+    few = large.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3).convert("RGB").filter(ImageFilter.ModeFilter(7))
+    white = np.where(np.asarray(few).min(-1, keepdims=True) > 240, 255, few).astype(np.uint8)  # the ground stays white
+    return np.asarray(Image.fromarray(white).resize((64, 64), Image.Resampling.BOX))
 
 
 def outline(x: Tensor, width: int) -> Tensor:
@@ -221,7 +255,8 @@ def _edges(x: Tensor) -> Tensor:
     return (F.pad(down.abs() + right.abs(), (2,) * 4).amax(1, keepdim=True) > 0.5).float()
 
 
-def _to_uint8(x: Tensor) -> np.ndarray:
+def to_uint8(x: Tensor) -> np.ndarray:
+    """Return (64, 64, 3) of (3, 64, 64) in [-1, 1]."""
     return ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 

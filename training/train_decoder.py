@@ -1,14 +1,13 @@
 """Sharpen the embedded autoencoder: its decoder alone, or with `--encoder` both halves.
 
-The decoder alone leaves every latent as it is. It is first made deeper where it is shallower than DECODER_BLOCKS, and
-learns to draw clean edges from latents that are off: half of what it decodes has noise added, and half is what the
-denoiser of `--base` made of latents, noised and denoised again, of pictures that it does not know by heart. An adapted
-denoiser is off by as much as noise of 0.2 to 0.3. With `--encoder` the latents are held near those of before, so that
-a denoiser trained on them goes on from where it was.
+The decoder alone leaves every latent as it is. It is first made as deep and wide as DECODER_BLOCKS and DECODER_WIDTH,
+and learns to draw clean edges, flat areas and natural textures from latents that are off: half of what it decodes has
+noise added, and half is what the denoiser of `--base` made of latents, noised and denoised again, of pictures that it
+does not know by heart. An adapted denoiser is off by as much as noise of 0.2 to 0.3. With `--encoder` the latents are
+held near those of before, so that a denoiser trained on them goes on from where it was.
 
-Losses: L1, L1 of image gradients, features of the embedded open_clip image tower (a perceptual loss, Johnson et al.
-2016), and a small patch discriminator (hinge loss, Isola et al. 2017), which keeps edges crisp. Crops of 32x32, as
-in train_autoencoder.py.
+Losses: L1, L1 of image gradients, more of it where neighbours have one colour, and features of the embedded open_clip
+image tower (a perceptual loss, Johnson et al. 2016). Crops of 32x32, as in train_autoencoder.py.
 """
 
 import argparse
@@ -32,6 +31,7 @@ from pictures import (
     clouds,
     derive,
     draw_all,
+    leaves,
     outline,
     paint,
     pencil,
@@ -39,6 +39,7 @@ from pictures import (
     recolour,
     scenes,
     to_pixels,
+    to_uint8,
     vary,
 )
 from safetensors.torch import load_file
@@ -53,6 +54,9 @@ from fedsd.data import drawn
 REDRAWN_FROM = (100, 600)  # timesteps: later ones change what is drawn, not only how
 REDRAWN_STEPS = 3
 DECODER_BLOCKS = (8, 4, 1)  # residual blocks at 16x16, 32x32 and 64x64
+DECODER_WIDTH = 44  # channels
+LEAVES = 4000  # pictures of leaves()
+RIPPLES = 1.5  # weight of gradients where there should be none; 5 takes the shading of noto away as well
 MOST_NOISE = 0.3  # of the latents; with `--encoder` it is LATENT_NOISE
 NEARNESS = 0.1  # how strongly a trained encoder is held to the one before
 
@@ -70,19 +74,23 @@ def redrawable(root: Path, seed: int) -> list[Picture]:
     """Return emoji, and moved ones as they are and as everything that is made of them."""
     emoji = read_emoji(root)
     moved = vary(read_emoji(root, groups=GROUPS + OTHER_GROUPS), times=1, seed=seed)
-    return emoji + moved + derive(moved) + recolour(moved)[::2] + pencil(moved[::2])
+    made = derive(moved) + recolour(moved)[::2] + pencil(moved[::2]) + scenes(moved)
+    natural = leaves(LEAVES // 2, torch.Generator().manual_seed(seed + 1))
+    return emoji + moved + made + [Picture(to_uint8(one), "picture", "scene") for one in natural]
 
 
 def grown(vae: AutoencoderTiny) -> AutoencoderTiny:
-    """Return the autoencoder with as many decoder blocks as DECODER_BLOCKS; the new ones change nothing yet."""
+    """Return the autoencoder with a decoder of DECODER_BLOCKS and DECODER_WIDTH; what is new changes nothing yet."""
     old = vae.config.num_decoder_blocks
-    deeper = AutoencoderTiny.from_config(vae.config, num_decoder_blocks=DECODER_BLOCKS)
-    deeper.encoder.load_state_dict(vae.encoder.state_dict())
-    here, there = iter(vae.decoder.layers), iter(deeper.decoder.layers)
+    larger = AutoencoderTiny.from_config(
+        vae.config, num_decoder_blocks=DECODER_BLOCKS, decoder_block_out_channels=(DECODER_WIDTH,) * len(DECODER_BLOCKS)
+    )
+    larger.encoder.load_state_dict(vae.encoder.state_dict())
+    here, there = iter(vae.decoder.layers), iter(larger.decoder.layers)
     for count, wanted in zip(old, DECODER_BLOCKS, strict=True):
         blocks = 0
         for layer in here:
-            next(there).load_state_dict(layer.state_dict())
+            put(layer, next(there))
             blocks += isinstance(layer, AutoencoderTinyBlock)
             if blocks == count:
                 break
@@ -90,8 +98,16 @@ def grown(vae: AutoencoderTiny) -> AutoencoderTiny:
             torch.nn.init.zeros_((last := next(there).conv[-1]).weight)  # ReLU(x + 0) = x after another ReLU
             torch.nn.init.zeros_(last.bias)
     for layer in here:
-        next(there).load_state_dict(layer.state_dict())
-    return deeper
+        put(layer, next(there))
+    return larger
+
+
+@torch.no_grad()
+def put(layer: nn.Module, wider: nn.Module) -> None:
+    """Write a layer's weights into a wider one, whose further inputs its outputs do not heed yet."""
+    for old, new in zip(layer.parameters(), wider.parameters(), strict=True):
+        new[: len(old)] = 0
+        new[tuple(slice(n) for n in old.shape)] = old
 
 
 @torch.no_grad()
@@ -120,15 +136,6 @@ def crops(z: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     latents = [one[:, i : i + 8, j : j + 8] for one, (i, j) in zip(z, places, strict=True)]
     pixels = [one[:, 4 * i : 4 * i + 32, 4 * j : 4 * j + 32] for one, (i, j) in zip(x, places, strict=True)]
     return torch.stack(latents), torch.stack(pixels)
-
-
-def discriminator() -> nn.Sequential:
-    """Return a patch discriminator: (N, 3, H, W) -> (N, 1, H/4, W/4) scores."""
-    return nn.Sequential(
-        nn.Conv2d(3, 24, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(24, 48, 4, 2, 1), nn.GroupNorm(6, 48),
-        nn.LeakyReLU(0.2), nn.Conv2d(48, 64, 3, 1, 1), nn.GroupNorm(8, 64), nn.LeakyReLU(0.2),
-        nn.Conv2d(64, 1, 3, 1, 1),
-    )  # fmt: skip
 
 
 class Perception(nn.Module):
@@ -165,20 +172,27 @@ def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+def flat(x: Tensor, dim: int) -> Tensor:
+    """1 where neighbours along `dim` have the same colour."""
+    return (x.diff(dim=dim).abs().amax(1, keepdim=True) < 1e-3).float()
+
+
 class Samples:
     """What is decoded in training: latents (N, 4, 8, 8), and the pixels (N, 3, 32, 32) that they should become."""
 
     def __init__(self, root: Path, base: Path | None, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.pixels = gather(root, self.generator)
+        self.pixels, self.natural = gather(root, self.generator), leaves(LEAVES, self.generator)
         known = redrawable(root, seed) if base else []
         self.shown = to_pixels(known) if known else torch.empty(0)
         self.redrawn = redraw(load.load(str(base)), known, seed) if known else torch.empty(0)
 
     def right(self, vae: AutoencoderTiny, n: int) -> tuple[Tensor, Tensor]:
         """Return the encoder's own latents of n crops."""
-        chosen = self.pixels[torch.randint(0, len(self.pixels), (n,), generator=self.generator)]
-        x = augment(restyle(chosen, self.generator), self.generator)
+        few = n // 3
+        made = self.pixels[torch.randint(0, len(self.pixels), (n - few,), generator=self.generator)]
+        natural = self.natural[torch.randint(0, len(self.natural), (few,), generator=self.generator)]
+        x = augment(torch.cat([restyle(made, self.generator), natural]), self.generator)
         return vae.encode(x).latents, x
 
     def off(self, vae: AutoencoderTiny, n: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +214,6 @@ def main() -> None:
     args.add_argument("--minutes", type=float, default=15)
     args.add_argument("--lr", type=float, default=1.5e-3)
     args.add_argument("--encoder", action="store_true", help="train the encoder too")
-    args.add_argument("--adversarial", type=float, default=0.1)
     args.add_argument("--batch", type=int, default=48)
     args.add_argument("--threads", type=int, default=1)
     train(args.parse_args())
@@ -216,11 +229,10 @@ def train(opts: argparse.Namespace) -> None:
     before = AutoencoderTiny.from_pretrained(opts.base / "vae").requires_grad_(False)
     vae.encoder.requires_grad_(opts.encoder)
     trained = [p for p in vae.parameters() if p.requires_grad]
-    perceive, critic = Perception(opts.clip), discriminator()
-    for module in (vae, before, perceive, critic):
+    perceive = Perception(opts.clip)
+    for module in (vae, before, perceive):
         module.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(trained, lr=opts.lr, betas=(0.9, 0.99), fused=True)
-    critics = torch.optim.AdamW(critic.parameters(), lr=5e-4, betas=(0.5, 0.99))
     averages = {k: v.clone() for k, v in vae.state_dict().items()}
     start, step = time.time(), 0
     while (progress := (time.time() - start) / 60 / opts.minutes) < 1:
@@ -230,29 +242,21 @@ def train(opts: argparse.Namespace) -> None:
         y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         seen = sum(F.l1_loss(a, b) for a, b in zip(perceive(y), perceive(x), strict=True))
-        adversarial = -critic(y).mean() if progress > 0.15 else torch.zeros(())
-        loss = F.l1_loss(y, x) + 0.5 * edges + 0.3 * seen + opts.adversarial * adversarial
+        ripples = sum((y.diff(dim=d).abs() * flat(x, d)).mean() for d in (2, 3))
+        loss = F.l1_loss(y, x) + 0.5 * edges + RIPPLES * ripples + 0.3 * seen
         if opts.encoder:
             loss = loss + NEARNESS * F.mse_loss(z, before.encode(x).latents)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        scores = critic(x), critic(y.detach())
-        critic_loss = F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean()
-        critics.zero_grad()
-        critic_loss.backward()
-        critics.step()
         step += 1
         with torch.no_grad():
             for k, v in vae.state_dict().items():
                 averages[k].lerp_(v, 0.01)
         if step % 100 == 0:
             psnr = 10 * torch.log10(4 / F.mse_loss(y.detach(), x))
-            print(
-                f"step {step}  psnr {psnr:.2f}  seen {seen.item():.4f}  critic {critic_loss.item():.3f}",
-                flush=True,
-            )
+            print(f"step {step}  psnr {psnr:.2f}  seen {seen.item():.4f}  ripples {ripples.item():.4f}", flush=True)
         if step % 500 == 0:
             save(vae, averages, opts.out)
     save(vae, averages, opts.out)
