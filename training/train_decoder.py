@@ -173,7 +173,7 @@ def restyle(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flat(x: Tensor, dim: int) -> Tensor:
-    """1 where neighbours along `dim` have the same colour."""
+    """Return 1 where neighbours along `dim` of (N, 3, H, W) have one colour, else 0: (N, 1, ...), `dim` one less."""
     return (x.diff(dim=dim).abs().amax(1, keepdim=True) < 1e-3).float()
 
 

@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pictures as pictures_module
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -250,14 +251,21 @@ def gather(root: Path) -> list[Picture]:
 
 
 def prepared(root: Path, vae: Path, folder: Path) -> tuple[list[Picture], Tensor]:
-    """Return all pictures and their latents, from `folder` where this script left them: drawing them takes minutes."""
-    kept = folder / f"pictures-{zlib.crc32((vae / 'diffusion_pytorch_model.safetensors').read_bytes()):08x}.pt"
-    if not kept.exists():
+    """Return all pictures and their latents (N, 4, 16, 16), kept in `folder`: drawing them takes minutes.
+
+    They are made anew when the autoencoder or a script that draws them has changed, and by the first process alone.
+    """
+    parts = (vae / "diffusion_pytorch_model.safetensors", Path(pictures_module.__file__), Path(__file__))
+    kept = folder / f"pictures-{zlib.crc32(b''.join(part.read_bytes() for part in parts)):08x}.pt"
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if first and not kept.exists():
         pictures = gather(root)
         pixels, *words = zip(*pictures, strict=True)
         latents = encode(AutoencoderTiny.from_pretrained(vae), pictures)
         torch.save((torch.from_numpy(np.stack(pixels)), words, latents), folder / "pictures.tmp")
         os.replace(folder / "pictures.tmp", kept)
+    if dist.is_initialized():
+        dist.barrier()
     pixels, words, latents = torch.load(kept, weights_only=True)
     return [Picture(*of) for of in zip(pixels.numpy(), *words, strict=True)], latents
 
