@@ -84,6 +84,7 @@ RULES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "train.lr-ratio": _between(1, 64),
     "train.precision": _one_of("float32", "bfloat16", "float16"),
     "train.caption-dropout": _between(0, 1),
+    "train.timesteps": (lambda v: v == "" or are_span(v), 'two whole numbers that rise, as "0,700", or empty'),
     "style.source": _one_of("images", "prompts"),
     "style.key": _one_of("none", "turn"),
     "strategy.name": _one_of(*STRATEGIES),

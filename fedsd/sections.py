@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from fedsd.values import methods_by_name, split_list
+from fedsd.values import methods_by_name, span_of, split_list
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,13 @@ class ZoConfig:
     @property
     def span(self) -> tuple[int, int]:
         """T_L and T_U as numbers."""
-        low, high = split_list(self.timesteps)
-        return int(low), int(high)
+        return span_of(self.timesteps)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Local training (line 29). lr, text_lr: of U-Net and text encoder; lr_ratio: the rate of B over that of A;
-    caption_dropout: share in [0, 1].
+    caption_dropout: share in [0, 1]; timesteps: "0,700" for those below 700, "" for all.
     """
 
     steps: int
@@ -143,6 +142,12 @@ class TrainConfig:
     min_snr_gamma: float
     precision: str
     caption_dropout: float
+    timesteps: str
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first timestep and the one after the last, None for all."""
+        return span_of(self.timesteps) if self.timesteps else None
 
 
 @dataclass(frozen=True)

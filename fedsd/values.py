@@ -34,6 +34,12 @@ def are_span(value: Value) -> bool:
     return len(parts) == 2 and all(part.isdigit() for part in parts) and int(parts[0]) < int(parts[1])
 
 
+def span_of(text: str) -> tuple[int, int]:
+    """Return (500, 900) for "500,900"."""
+    low, high = split_list(text)
+    return int(low), int(high)
+
+
 def shares_by_name(text: str) -> dict[str, float]:
     """Return {"c1": 0.1} for "c1=0.1"; ValueError unless every part is a name, "=" and a share in (0, 1]."""
     shares = {}

@@ -359,9 +359,12 @@ def test_settings_are_those_of_the_run_config(run_config: dict) -> None:
     changed = run_config | {
         "train.steps": 9, "train.batch-size": 5, "train.lr": 0.5, "train.text-lr": 0.25, "train.min-snr-gamma": 4.0,
         "train.precision": "bfloat16", "train.caption-dropout": 0.75, "lora.text-encoder": False, "train.lr-ratio": 2.0,
+        "train.timesteps": "100,700",
     }  # fmt: skip
     node = client_app.identify(simulated(changed), config.from_run_config(changed))
-    descent = Descent(steps=9, batch_size=5, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75)
+    descent = Descent(
+        steps=9, batch_size=5, min_snr_gamma=4.0, precision="bfloat16", caption_dropout=0.75, timesteps=(100, 700)
+    )
     wanted = lora.Settings(descent, lr=0.5, text_lr=0.25, text_encoder=False, rank=3, ratio=2.0)
     assert node.method.settings(node.place) == wanted
 

@@ -38,13 +38,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Descent:
-    """steps: optimiser steps; min_snr_gamma: 0 for none; precision: of the computation; caption_dropout: a share."""
+    """steps: optimiser steps; min_snr_gamma: 0 for none; precision: of the computation; caption_dropout: a share.
+
+    timesteps: from the first to before the second, what samples are noised to; None for all.
+    """
 
     steps: int
     batch_size: int
     min_snr_gamma: float
     precision: str
     caption_dropout: float
+    timesteps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,13 @@ def descend(
 
     Each of their groups names the setting of its rate as "setting", for the error. Ten steps warm up and gradients are
     clipped to norm 1 over all groups. text_trained: captions must be encoded anew at every step.
-    Raises ValueError when the base is quantised, and when the loss stops being finite.
+    Raises ValueError when the base is quantised or has fewer timesteps, and when the loss stops being finite.
     """
     if bits := bits_of(base):
         raise ValueError(no_gradients(bits))
+    if descent.timesteps:
+        check_timesteps(base, descent.timesteps, "train.timesteps")
+    gamma, span = descent.min_snr_gamma, descent.timesteps
     begun, losses = time.perf_counter(), list[float]()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -97,7 +104,7 @@ def descend(
         shown = ["" if drop else pictures.captions[i] for i, drop in zip(index, dropped.tolist(), strict=True)]
         with autocast(base, descent.precision):
             states = encode_prompts(base, shown) if text is None else torch.stack([text[caption] for caption in shown])
-            loss = diffusion_loss(base, pictures.latents[index], states, generator, descent.min_snr_gamma)
+            loss = diffusion_loss(base, pictures.latents[index], states, generator, gamma, span)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             rates = " and ".join(f"{group['setting']} ({group['initial_lr']:g})" for group in groups)
@@ -134,9 +141,19 @@ class Noised:
         )  # fmt: skip
 
 
-def diffusion_loss(base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
-    """Return L_SD of a batch, x0 (N, 4, h, w) with text states (N, tokens, width), at uniform timesteps."""
-    return errors(base, noised(base, x0, generator, gamma), states).mean()
+def diffusion_loss(
+    base: Base, x0: Tensor, states: Tensor, generator: torch.Generator, gamma: float,
+    span: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Return L_SD of a batch, x0 (N, 4, h, w) with text states (N, tokens, width), at uniform timesteps of `span`."""
+    return errors(base, noised(base, x0, generator, gamma, span), states).mean()
+
+
+def check_timesteps(base: Base, span: tuple[int, int], setting: str) -> None:
+    """Raise ValueError, which names the setting, unless 0 <= first < second <= the base's number of timesteps."""
+    (low, high), most = span, len(base.scheduler.alphas_cumprod)
+    if not 0 <= low < high <= most:
+        raise ValueError(f"{setting} must rise, from 0 or more to {most} or less; got {low} to {high}")
 
 
 def noised(

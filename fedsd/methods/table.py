@@ -44,7 +44,9 @@ class Method:
 def descent(config: Config) -> Descent:
     """Return what all methods have in common."""
     train = config.train
-    return Descent(train.steps, train.batch_size, train.min_snr_gamma, train.precision, train.caption_dropout)
+    return Descent(
+        train.steps, train.batch_size, train.min_snr_gamma, train.precision, train.caption_dropout, train.span
+    )
 
 
 def _lora(place: Place) -> lora.Settings:

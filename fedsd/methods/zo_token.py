@@ -41,6 +41,7 @@ from fedsd.base.training import (
     Shared,
     autocast,
     batches,
+    check_timesteps,
     errors,
     noised,
 )  # fmt: skip
@@ -134,7 +135,7 @@ def train(
     """Return `fit`'s answer, and the seed and scalars of its steps, which are all of it for the estimators SEEDED."""
     begun, placeholder = time.perf_counter(), settings.placeholder
     token = placeholder.at_start(base, start.arrays.get("token"))
-    check_timesteps(base, settings.timesteps)
+    check_timesteps(base, settings.timesteps, "zo.timesteps")
     carrying = with_token(quantised(base, settings.bits) if settings.bits else base, token)
     ids = tokenize(carrying, placeholder.captions(carrying, pictures.captions))
     model = Model(carrying, pictures.latents, ids, settings)
@@ -242,13 +243,6 @@ def steady_directions(tokens: Array, nu: float) -> Array:
     held = np.cumsum(S**2) / max(float((S**2).sum()), 1e-30)
     first = int(np.searchsorted(held, 1 - nu, side="right")) + 1
     return Vt[first:].astype(np.float32)
-
-
-def check_timesteps(base: Base, timesteps: Sequence[int]) -> None:
-    """Raise ValueError unless 0 <= T_L < T_U <= the base's number of timesteps."""
-    (low, high), most = timesteps, len(base.scheduler.alphas_cumprod)
-    if not 0 <= low < high <= most:
-        raise ValueError(f"zo.timesteps must rise, from 0 or more to {most} or less; got {low} to {high}")
 
 
 def _projects(settings: Settings) -> bool:

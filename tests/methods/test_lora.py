@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsd.base import adapters, training
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import Base
-from fedsd.base.training import Descent, Pictures, Progress, Shared, diffusion_loss
+from fedsd.base.training import Descent, Noised, Pictures, Progress, Shared, diffusion_loss, errors
 from fedsd.lowrank import LoRA
 from fedsd.methods.lora import Settings, fit
 
@@ -126,6 +126,22 @@ def test_dropped_captions_are_empty_ones(base: Base, latents: Tensor) -> None:
     empty = trained(base, latents, captions=[""] * 4, caption_dropout=0.0)
     kept = trained(base, latents, caption_dropout=0.0)
     assert dropped.loss_last == empty.loss_last != kept.loss_last
+
+
+def test_pictures_are_noised_to_the_timesteps_asked_for(
+    base: Base, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def listening(base: Base, given: Noised, states: Tensor) -> Tensor:
+        seen.extend(given.t.tolist())
+        return errors(base, given, states)
+
+    monkeypatch.setattr(training, "errors", listening)
+    trained(base, latents, steps=60, timesteps=(690, 700))
+    assert set(seen) == set(range(690, 700))
+    with pytest.raises(ValueError, match=r"train\.timesteps must rise, from 0 or more to 1000 or less; got 0 to 1001"):
+        trained(base, latents, timesteps=(0, 1001))
 
 
 def test_losses_are_means_of_the_first_and_last_fifth(
