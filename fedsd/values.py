@@ -35,7 +35,7 @@ def are_span(value: Value) -> bool:
 
 
 def span_of(text: str) -> tuple[int, int]:
-    """Return (500, 900) for "500,900"."""
+    """Return (500, 900) for "500,900", of which `are_span` is true."""
     low, high = split_list(text)
     return int(low), int(high)
 

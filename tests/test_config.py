@@ -125,6 +125,8 @@ RANKS = "whole numbers of at least 1, separated by commas"
         ("base.size", -64, "at least 0"),
         ("data.per-style", 0, "at least 1"),
         ("data.template", "a picture", 'a text that holds "{label}"'),
+        ("train.timesteps", "700", 'two whole numbers that rise, as "0,700", or empty'),
+        ("train.timesteps", "700,700", 'two whole numbers that rise, as "0,700", or empty'),
         ("data.partition", "by-class", "one of by-style, unequal, dirichlet"),
         ("data.concentration", 0.0, "between 0.001 and 1e+06"),
         ("method.name", "dreambooth", "one of lora, spire, soda, zo-token"),

@@ -255,7 +255,8 @@ def prepared(root: Path, vae: Path, folder: Path) -> tuple[list[Picture], Tensor
 
     They are made anew when the autoencoder or a script that draws them has changed, and by the first process alone.
     """
-    parts = (vae / "diffusion_pytorch_model.safetensors", Path(pictures_module.__file__), Path(__file__))
+    scripts = (__file__, pictures_module.__file__, drawn.__file__)
+    parts = (vae / "diffusion_pytorch_model.safetensors", *map(Path, scripts))
     kept = folder / f"pictures-{zlib.crc32(b''.join(part.read_bytes() for part in parts)):08x}.pt"
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first and not kept.exists():
