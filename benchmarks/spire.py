@@ -35,7 +35,7 @@ from judge import Judge
 from nodes import kept_by
 from points import given, record
 from spire_tables import least, report, sd15_share, write_sheet
-from styles import judge_pictures, run
+from styles import STEPS, judge_pictures, run, sharp
 
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
@@ -63,7 +63,7 @@ NUMBERS = (
     ("--rounds", 3, "of both runs"), ("--steps", 120, "of each client in a round"), ("--batch-size", 8, "of training"),
     ("--rank", 8, "of all factors"), ("--local", 16, "pictures that a newcomer has"), ("--pictures", 100, "of a model"),
     ("--few", 32, "pictures of a cell of the sweep, and of an old style"), ("--seed", 0, "of newcomers"),
-    ("--sampling-steps", sampling.STEPS, "of each picture"),
+    ("--sampling-steps", STEPS, "of each picture, by LCM's sampler"),
 )  # fmt: skip
 OPTIONS = (*(n for n, *_ in NUMBERS), "--unseen", "--lrs", "--lengths", "--full-lr", "--set", "-s", "--set-fedavg")
 COMMAND = "python benchmarks/spire.py --data DIR --realism SCRIPT" + given(*OPTIONS)
@@ -130,7 +130,7 @@ class Study:
         """Draw into a folder of these names; returns it."""
 
         def paint(prompts: Sequence[str]) -> np.ndarray:
-            return sampling.pictures(self.base, prompts, steps=self.opts.sampling_steps)
+            return sampling.pictures(sharp(self.base), prompts, steps=self.opts.sampling_steps)
 
         folder = self.out.joinpath("pictures", *names)
         shutil.rmtree(folder, ignore_errors=True)  # an earlier call may have drawn more
