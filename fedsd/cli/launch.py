@@ -142,7 +142,9 @@ def draw_report(folder: Path, show: Show) -> Path:
 def draw_grids(folder: Path, show: Show) -> None:
     """Draw the sample grid of each round that has none yet, and the timeline through all of them."""
     from fedsd.base import load
+    from fedsd.base.training import Shared
     from fedsd.cli import grids, sampling
+    from fedsd.cli.picture import SAMPLERS
 
     run = sampling.finished(folder)
     prompts = sampling.grid_prompts(run, COLUMNS)
@@ -150,9 +152,11 @@ def draw_grids(folder: Path, show: Show) -> None:
     if not prompts or not missing:
         return
     base = load.load(run.config.base.name)
-    about = {"Steps": sampling.STEPS, "CFG scale": sampling.GUIDANCE, "Sampler": "DDIM", "Model": run.config.base.name}
-    text = grids.parameters_text(" | ".join(prompts), about)
-    untouched = list(sampling.pictures(base, prompts))
+    manner = sampling.manner_of(run.config.base.name)
+    about = {"Steps": sampling.STEPS, "CFG scale": manner.guidance, "Sampler": SAMPLERS[manner.sampler]}
+    text = grids.parameters_text(" | ".join(prompts), {**about, "Model": run.config.base.name})
+    with sampling.carried(run, base, Shared()) as paint:
+        untouched = list(paint(prompts))
     for number in missing:
         (_, _), *adapted = sampling.rows(sampling.finished(folder, number))
         drawn = [("base", untouched)]

@@ -146,13 +146,17 @@ def generate(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("picture.png"),
     count: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
-    guidance: Annotated[float, typer.Option(min=1)] = 1.5,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, help="Default 7.5; for the base tiny 1.5, and 2.5 with an adapter.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     local_scale: Annotated[float, typer.Option(min=0, help="Scale of the adapter.")] = 1.0,
     server: Annotated[str, typer.Option(help="URL of an Inference Edge Server for the first steps.")] = "",
     split: Annotated[float, typer.Option(help="The server's share of the steps.")] = 0.3,
     generic: Annotated[str, typer.Option(help="What the server gets to read; default the prompt.")] = "",
-    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, euler or lcm.")] = "ddim",
+    scheduler: Annotated[
+        str, typer.Option(help="ddim, ddpm, euler or lcm; default ddim, and lcm for an adapter on the base tiny.")
+    ] = "",
     mix_loras: Annotated[float, typer.Option(min=0, max=2, help="Scale of the server's neutral adapter.")] = 1.0,
     credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",
     ca: Annotated[Path | None, typer.Option(help="Certificate to trust the server by.")] = None,
@@ -162,8 +166,11 @@ def generate(
 ) -> None:
     """Draw a picture with the base and an adapter; with --server, the first steps are made there."""
     from fedsd.cli import picture as drawing
+    from fedsd.cli.sampling import manner_of
 
-    wanted = drawing.Picture(prompt, lora, base, count, steps, guidance, seed, local_scale, scheduler)
+    manner = manner_of(base, adapted=lora is not None)
+    scale, sampler = guidance or manner.guidance, scheduler or manner.sampler
+    wanted = drawing.Picture(prompt, lora, base, count, steps, scale, seed, local_scale, sampler)
     if not server:
         made = drawing.draw_pictures(wanted, out)
         print(json.dumps({"picture": str(made)}) if as_json else made)

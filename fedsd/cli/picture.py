@@ -65,7 +65,10 @@ def draw_pictures(picture: Picture, out: Path) -> Path:
     model = _model(picture)
     model = replace(model, scheduler=scheduler_named(model, picture.scheduler))
     if picture.steps > (most := most_steps(model.scheduler)):
-        raise ValueError(f"--steps is {picture.steps}; {picture.scheduler} on this base takes at most {most}")
+        raise ValueError(
+            f"--steps is {picture.steps}; {picture.scheduler} on this base takes at most {most}; take fewer or another "
+            "--scheduler"
+        )
     pictures = denoise.generate(
         model, [picture.prompt] * picture.count, _seeds(picture), steps=picture.steps, guidance=picture.guidance
     )

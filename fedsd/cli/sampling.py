@@ -4,7 +4,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from fedsd import config as configuration
 from fedsd.base import adapters, denoise
 from fedsd.base.load import Base
+from fedsd.base.schedulers import scheduler_named
 from fedsd.base.training import Shared
 from fedsd.cli.run_config import read_config
 from fedsd.client_app import CACHE, private_root
@@ -25,7 +26,7 @@ from fedsd.store import Arrays, RunFolder
 from fedsd.strategies.parts import drawn_by, of_parts, parts_in
 
 Painter = Callable[..., np.ndarray]  # of prompts, as `pictures`
-STEPS, GUIDANCE = 20, 2.5  # an adapted tiny base wants more than the 1.5 that is enough for it alone
+STEPS, GUIDANCE = 20, 2.5  # of the embedded base
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,29 @@ def holdings(config: configuration.Config, clients: Sequence[str]) -> dict[str, 
     return {f"c{n}": tuple(examples[i] for i in parts[n]) for n in numbers}
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a base is drawn. sampler: one of `schedulers.WITHOUT_MEMORY`; guidance: 1 or more."""
+
+    sampler: str
+    guidance: float
+
+    def of(self, base: Base) -> Base:
+        """Return the base with this sampler."""
+        return replace(base, scheduler=scheduler_named(base, self.sampler))
+
+
+def manner_of(base_name: str, adapted: bool = True) -> Manner:
+    """Return how to draw with a base: DDIM and a guidance of 7.5 are usual for Stable Diffusion.
+
+    The embedded base wants little guidance, an adapter on it more. LCM's sampler draws all noise anew at each step, so
+    that a later step mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it along.
+    """
+    if base_name != "tiny":
+        return Manner("ddim", 7.5)
+    return Manner("lcm", GUIDANCE) if adapted else Manner("ddim", 1.5)
+
+
 def seed_of(prompt: str, number: int) -> int:
     """Return the seed of a prompt's picture, the same for every adapter so that rows can be compared."""
     return zlib.crc32(f"{prompt}/{number}".encode())
@@ -121,14 +145,18 @@ def pictures(
 @contextmanager
 def carried(run: Finished, base: Base, shared: Shared) -> Iterator[Painter]:
     """Within the block, draw by a model of the run: what clients share, without what each keeps to itself."""
+    manner = manner_of(run.config.base.name)
+    base = manner.of(base)
     if not shared.lora and not shared.arrays:
-        yield partial(pictures, base)
+        yield partial(pictures, base, guidance=manner.guidance)
         return
     name, _ = drawn_by(parts_in(shared.lora, shared.arrays))
     place = Place(run.config.training(name), 1, private_root(run.config.node.private_dir) / CACHE)
     method = METHODS[name]
     with method.carried(base, shared, place) as model:
-        yield lambda prompts, **how: pictures(model, prompts, said=method.written(model, place, prompts), **how)
+        yield lambda prompts, **how: pictures(
+            model, prompts, said=method.written(model, place, prompts), **{"guidance": manner.guidance, **how}
+        )
 
 
 def grid_prompts(run: Finished, columns: int) -> list[str]:

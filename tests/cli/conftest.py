@@ -114,6 +114,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
+@pytest.fixture
+def base_folder(tmp_path: Path) -> Path:
+    """The folder of a base of random weights."""
+    tiny_base().pipeline().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
 def picture(value: int, side: int = 64) -> Image.Image:
     return Image.new("RGB", (side, side), (value, value, value))
 

@@ -2,14 +2,20 @@
 
 from pathlib import PurePath
 
+from fedsd.cli.sampling import manner_of
+
 
 def diffusers_lines(base: str, lora: str, prompt: str) -> str:
     """Return the lines that draw `prompt` with `base` and the adapter loras/<lora>, by stock diffusers."""
     if base == "tiny":
-        load = 'from fedsd.base.load import load\n\npipe = load("tiny").pipeline()'
+        load = (
+            "from diffusers import LCMScheduler\n\nfrom fedsd.base.load import load\n\n"
+            'pipe = load("tiny").pipeline()\n'
+            "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)"
+        )
     else:
         one_file = PurePath(base).suffix in (".safetensors", ".ckpt")
         call = "from_single_file" if one_file else "from_pretrained"
         load = f"from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.{call}({base!r})"
-    draw = f"pipe({prompt!r}, guidance_scale={1.5 if base == 'tiny' else 7.5}).images[0].save('picture.png')"
+    draw = f"pipe({prompt!r}, guidance_scale={manner_of(base).guidance}).images[0].save('picture.png')"
     return f"{load}\npipe.load_lora_weights({'loras/' + lora!r})\n{draw}"
