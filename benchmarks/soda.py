@@ -37,7 +37,7 @@ from PIL import Image
 from points import given, record
 from section import table
 from soda_peers import PEERS, RATES, Training, sd15_sizes, train, within
-from styles import run, sharp
+from styles import run
 
 from fedsd import config as configuration
 from fedsd.base import load
@@ -131,7 +131,7 @@ def scored(plan: Plan, style: str, model: AbstractContextManager[Base], folder: 
     base, real, judge = load.load("tiny"), real_of(plan, style), judge_of(plan.realism)
     prompts = real.prompts(plan.pictures)
     with model as carrying:
-        evaluate.draw(partial(sampling.pictures, sharp(carrying), steps=plan.draw_steps), prompts, folder)
+        evaluate.draw(partial(sampling.pictures, carrying, steps=plan.draw_steps), prompts, folder)
     if load.weights_sha(base.unet, base.text_encoder, base.vae) != base.sha:
         raise RuntimeError(f"the base was changed by what drew {folder}")
     fake = judge.features(folder)

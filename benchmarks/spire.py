@@ -35,7 +35,7 @@ from judge import Judge
 from nodes import kept_by
 from points import given, record
 from spire_tables import least, report, sd15_share, write_sheet
-from styles import STEPS, judge_pictures, run, sharp
+from styles import FLAT, STEPS, judge_pictures, run
 
 from fedsd.base import adapters, load
 from fedsd.base.denoise import encode_pixels
@@ -130,7 +130,7 @@ class Study:
         """Draw into a folder of these names; returns it."""
 
         def paint(prompts: Sequence[str]) -> np.ndarray:
-            return sampling.pictures(sharp(self.base), prompts, steps=self.opts.sampling_steps)
+            return sampling.pictures(FLAT.of(self.base), prompts, steps=self.opts.sampling_steps)
 
         folder = self.out.joinpath("pictures", *names)
         shutil.rmtree(folder, ignore_errors=True)  # an earlier call may have drawn more

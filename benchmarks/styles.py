@@ -3,10 +3,10 @@
     python benchmarks/styles.py emoji --data DIR --realism SCRIPT [--out DIR]
     python benchmarks/styles.py pacs  --data DIR --realism SCRIPT [--out DIR]
 
-It runs `fedsd run` with the preset of that name, draws 200 pictures per style and adapter, all by LCM's sampler in 25
-steps, and scores them against held-out pictures of the style. The FedAvg adapter is the factor mean of the last round's
-client adapters, as the run keeps it beside its own; with `--fedavg-run` it comes from a run of its own, with FedAvg in
-every round.
+It runs `fedsd run` with the preset of that name, draws 200 pictures per style and adapter, by LCM's sampler (emoji) or
+by DDPM (PACS), and scores them against held-out pictures of the style. The FedAvg adapter is the factor mean of the
+last round's client adapters, as the run keeps it beside its own; with `--fedavg-run` it comes from a run of its own,
+with FedAvg in every round.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,12 @@ from points import given, record
 from sklearn.metrics import adjusted_rand_score
 
 from fedsd.base import load
-from fedsd.base.load import Base
-from fedsd.base.schedulers import scheduler_named
 from fedsd.cli import evaluate, sampling
 
 STEPS = 25
+FLAT = sampling.Manner("lcm", sampling.GUIDANCE)  # it smooths away what an adapter is unsure of: good for flat styles
+MANNERS = {"emoji": FLAT, "pacs": sampling.manner_of("tiny")}
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
-
-
-def sharp(base: Base) -> Base:
-    """Return the base with LCM's sampler, which draws all noise anew at each step: what half-trained adapters get wrong
-    in one step, a later one mends, where DDIM carries it along.
-    """
-    return replace(base, scheduler=scheduler_named(base, "lcm"))
 
 
 def run(preset: str, data: Path | None, folder: Path, more: Sequence[str], clients: int = 8) -> float:
@@ -96,7 +88,7 @@ def main() -> None:
     out = (opts.out or Path("runs") / f"benchmark-{opts.preset}").absolute()
     more = [part for text in opts.set for part in ("-s", text)]
     seconds = run(opts.preset, opts.data, out / "clustered", more)
-    done, base = sampling.finished(out / "clustered"), sharp(load.load("tiny"))
+    done, base = sampling.finished(out / "clustered"), MANNERS[opts.preset].of(load.load("tiny"))
     fedavg = done.loras["fedavg"]
     if opts.fedavg_run:
         run(opts.preset, opts.data, out / "fedavg", [*more, "-s", "strategy.name=fedavg"])

@@ -155,7 +155,7 @@ def generate(
     split: Annotated[float, typer.Option(help="The server's share of the steps.")] = 0.3,
     generic: Annotated[str, typer.Option(help="What the server gets to read; default the prompt.")] = "",
     scheduler: Annotated[
-        str, typer.Option(help="ddim, ddpm, euler or lcm; default ddim, and lcm for an adapter on the base tiny.")
+        str, typer.Option(help="ddim, ddpm, euler or lcm; default ddim, and ddpm for an adapter on the base tiny.")
     ] = "",
     mix_loras: Annotated[float, typer.Option(min=0, max=2, help="Scale of the server's neutral adapter.")] = 1.0,
     credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",

@@ -113,12 +113,12 @@ class Manner:
 def manner_of(base_name: str, adapted: bool = True) -> Manner:
     """Return how to draw with a base: DDIM and a guidance of 7.5 are usual for Stable Diffusion.
 
-    The embedded base wants little guidance, an adapter on it more. LCM's sampler draws all noise anew at each step, so
-    that a later step mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it along.
+    The embedded base wants little guidance, an adapter on it more. DDPM adds noise at each step, so that a later step
+    mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it along.
     """
     if base_name != "tiny":
         return Manner("ddim", 7.5)
-    return Manner("lcm", GUIDANCE) if adapted else Manner("ddim", 1.5)
+    return Manner("ddpm", GUIDANCE) if adapted else Manner("ddim", 1.5)
 
 
 def seed_of(prompt: str, number: int) -> int:

@@ -17,6 +17,6 @@ def test_other_bases_than_the_embedded_one_are_drawn_with_the_usual_guidance(bas
         drawn = paint(["a house"], steps=2)
     assert np.array_equal(drawn, pictures(base, ["a house"], steps=2, guidance=7.5))
     embedded = manner_of("tiny")
-    assert embedded.guidance < 7.5 and embedded.sampler == "lcm"
+    assert embedded.guidance < 7.5 and embedded.sampler == "ddpm"
     assert not np.array_equal(drawn, pictures(base, ["a house"], steps=2, guidance=embedded.guidance))
     assert not np.array_equal(drawn, pictures(embedded.of(base), ["a house"], steps=2, guidance=7.5))

@@ -9,9 +9,9 @@ def diffusers_lines(base: str, lora: str, prompt: str) -> str:
     """Return the lines that draw `prompt` with `base` and the adapter loras/<lora>, by stock diffusers."""
     if base == "tiny":
         load = (
-            "from diffusers import LCMScheduler\n\nfrom fedsd.base.load import load\n\n"
+            "from diffusers import DDPMScheduler\n\nfrom fedsd.base.load import load\n\n"
             'pipe = load("tiny").pipeline()\n'
-            "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)"
+            "pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)"
         )
     else:
         one_file = PurePath(base).suffix in (".safetensors", ".ckpt")

@@ -45,7 +45,7 @@ def test_the_lines_draw_a_picture_with_the_adapter(tmp_path: Path, monkeypatch: 
 
 def test_the_base_says_how_it_is_loaded() -> None:
     embedded = diffusers_lines("tiny", "mix", "a cat")
-    assert "fedsd.base.load import load" in embedded and "LCMScheduler.from_config" in embedded
+    assert "fedsd.base.load import load" in embedded and "DDPMScheduler.from_config" in embedded
     assert "guidance_scale=2.5" in embedded and "guidance_scale=7.5" in diffusers_lines("some/sd", "mix", "a cat")
     assert "from_single_file('/models/sd15.safetensors')" in diffusers_lines("/models/sd15.safetensors", "mix", "a cat")
     assert "from_pretrained('some/sd')" in diffusers_lines("some/sd", "mix", "a cat")
