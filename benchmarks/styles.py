@@ -12,15 +12,18 @@ with FedAvg in every round.
 import argparse
 import csv
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from judge import Judge, nearest_names
 from points import given, record
 from sklearn.metrics import adjusted_rand_score
@@ -30,7 +33,7 @@ from fedsd.cli import evaluate, sampling
 
 STEPS = 25
 FLAT = sampling.Manner("lcm", sampling.GUIDANCE)  # it smooths away what an adapter is unsure of: good for flat styles
-MANNERS = {"emoji": FLAT, "pacs": sampling.manner_of("tiny")}
+MANNERS = {"emoji": FLAT, "pacs": sampling.SMALL_ADAPTED}
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
 
 
@@ -72,6 +75,23 @@ def judge_style(judge: Judge, made: Path, held_out: np.ndarray, train: np.ndarra
     }
 
 
+def judge_adapters(opts: argparse.Namespace, out: Path, style: str) -> dict[str, dict[str, Any]]:
+    """Draw a style with the base, with FedAvg's adapter and with the cluster's; return the scores of each."""
+    judge, done = Judge(opts.realism), sampling.finished(out / "clustered")
+    fedavg = sampling.finished(out / "fedavg").loras["mix"] if opts.fedavg_run else done.loras["fedavg"]
+    base, scores = MANNERS[opts.preset].of(load.load("tiny")), dict[str, dict[str, Any]]()
+    held_out = judge_pictures(judge, done, style, "split=heldout")
+    train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
+    prompts = evaluate.prompts_of(done, style, opts.pictures)
+    loras = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
+    for method, lora in loras.items():
+        made = out / "pictures" / method / style
+        evaluate.draw(partial(sampling.sample, base, lora, steps=STEPS), prompts, made)
+        scores[method] = judge_style(judge, made, held_out, train, names)
+        print(style, method, json.dumps(scores[method]), flush=True)
+    return scores
+
+
 def main() -> None:
     """Run, draw, judge and record."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,27 +104,17 @@ def main() -> None:
     args.add_argument("--fedavg-run", action="store_true")
     args.add_argument("--set", "-s", action="append", default=[])
     opts = args.parse_args()
-    judge = Judge(opts.realism)
+    Judge(opts.realism)  # ends here where there is no script
     out = (opts.out or Path("runs") / f"benchmark-{opts.preset}").absolute()
     more = [part for text in opts.set for part in ("-s", text)]
     seconds = run(opts.preset, opts.data, out / "clustered", more)
-    done, base = sampling.finished(out / "clustered"), MANNERS[opts.preset].of(load.load("tiny"))
-    fedavg = done.loras["fedavg"]
     if opts.fedavg_run:
         run(opts.preset, opts.data, out / "fedavg", [*more, "-s", "strategy.name=fedavg"])
-        fedavg = sampling.finished(out / "fedavg").loras["mix"]
-    table: dict[str, dict[str, Any]] = {}
-    for style in sorted(set(done.style_of.values())):
-        held_out = judge_pictures(judge, done, style, "split=heldout")
-        train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
-        prompts = evaluate.prompts_of(done, style, opts.pictures)
-        loras = {"base": {}, "fedavg": fedavg, "cluster": evaluate.adapter_of(done, "cluster", style)}
-        for method, lora in loras.items():
-            evaluate.draw(partial(sampling.sample, base, lora, steps=STEPS), prompts, out / "pictures" / method / style)
-            table.setdefault(method, {})[style] = judge_style(
-                judge, out / "pictures" / method / style, held_out, train, names
-            )
-            print(style, method, json.dumps(table[method][style]), flush=True)
+    styles = sorted(set(sampling.finished(out / "clustered").style_of.values()))
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}  # two threads on a busy core wait for each other
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), **alone) as workers:
+        found = dict(zip(styles, workers.map(partial(judge_adapters, opts, out), styles), strict=True))
+    table = {method: {style: found[style][method] for style in styles} for method in found[styles[0]]}
     ari = cluster_score(out / "clustered")
     (out / "scores.json").write_text(json.dumps({"seconds": seconds, "ari": ari, "scores": table}, indent=1))
     write_csv(table, out / "scores.csv")

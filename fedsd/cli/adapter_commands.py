@@ -15,7 +15,7 @@ def neutralize(
     prompts: Annotated[Path | None, typer.Option(help="File of generic prompts, one a line; default built-in.")] = None,
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="The server's share of the steps.")] = 0.3,
     steps: Annotated[int, typer.Option(min=2, max=1000, help="All steps T.")] = 20,
-    guidance: Annotated[float | None, typer.Option(min=1, help="Default 7.5, and 1.5 for the base tiny.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Default 7.5, and 1.5 for small bases as tiny.")] = None,
     lambda_neu: Annotated[float, typer.Option(min=0, help="Weight of KL(x_mid, N(0, I)).")] = 0.1,
     lambda_mix: Annotated[float, typer.Option(min=0, help="Weight of the distance to the clusters' outputs.")] = 1.0,
     epochs: Annotated[int, typer.Option(min=1, help="How often latents are sampled anew.")] = 4,
@@ -24,6 +24,7 @@ def neutralize(
     as_json: Json = False,
 ) -> None:
     """Make the neutral adapter of a run's latest round a better common start for all clusters; `serve` takes it up."""
+    from fedsd.base import load
     from fedsd.base.denoise import Split
     from fedsd.cli.neutralized_run import neutralise_run, read_prompts, table
     from fedsd.cli.run_config import read_config
@@ -32,7 +33,9 @@ def neutralize(
 
     config = read_config(folder)
     shown = read_prompts(prompts, config.data.template)
-    scale = guidance or manner_of(config.base.name, adapted=False).guidance  # early steps are nearly the base's own
+    scale = (
+        guidance or manner_of(load.load(config.base.name), adapted=False).guidance
+    )  # early steps are nearly the base's own
     cut = Split(steps, max(1, round(split * steps)), scale)
     teaching = Teaching(shown, cut, lambda_neu, lambda_mix, epochs, lr=lr, seed=seed)
     result = neutralise_run(folder.absolute(), teaching, (lambda _: None) if as_json else print)
@@ -73,11 +76,12 @@ def export(
     latent: Annotated[str, typer.Option(help="Generic prompt of an x_mid for ComfyUI.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the steps that x_mid has had.")] = 0.3,
     steps: Annotated[int, typer.Option(min=2, max=1000)] = 20,
-    guidance: Annotated[float | None, typer.Option(min=1, help="Default 7.5, and 2.5 for the base tiny.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Default 7.5, and 2.5 for small bases as tiny.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Write a run's adapters as other programs open them, with header, cover and model card."""
+    from fedsd.base import load
     from fedsd.base.denoise import Split
     from fedsd.cli.comfy import Start
     from fedsd.cli.export_files import Wanted, export_run
@@ -86,7 +90,7 @@ def export(
     from fedsd.client_app import private_root
 
     config = read_config(folder)
-    scale = guidance or manner_of(config.base.name).guidance
+    scale = guidance or manner_of(load.load(config.base.name)).guidance
     start = Start(latent, seed, Split(steps, max(1, round(split * steps)), scale)) if latent else None
     shown = prompt or config.data.template.format(label="house")
     wanted = Wanted(to, tuple(adapter or ()), trigger, shown, steps, scale, seed, client, start)

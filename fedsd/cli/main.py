@@ -147,7 +147,7 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
     guidance: Annotated[
-        float | None, typer.Option(min=1, help="Default 7.5; for the base tiny 1.5, and 2.5 with an adapter.")
+        float | None, typer.Option(min=1, help="Default 7.5; for small bases as tiny 1.5, and 2.5 with an adapter.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     local_scale: Annotated[float, typer.Option(min=0, help="Scale of the adapter.")] = 1.0,
@@ -155,7 +155,7 @@ def generate(
     split: Annotated[float, typer.Option(help="The server's share of the steps.")] = 0.3,
     generic: Annotated[str, typer.Option(help="What the server gets to read; default the prompt.")] = "",
     scheduler: Annotated[
-        str, typer.Option(help="ddim, ddpm, euler or lcm; default ddim, and ddpm for an adapter on the base tiny.")
+        str, typer.Option(help="ddim, ddpm, euler or lcm; default ddim, and ddpm for an adapter on a small base.")
     ] = "",
     mix_loras: Annotated[float, typer.Option(min=0, max=2, help="Scale of the server's neutral adapter.")] = 1.0,
     credential: Annotated[str, typer.Option(envvar="FEDSD_CREDENTIAL", help="For the server.")] = "",
@@ -165,10 +165,11 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw a picture with the base and an adapter; with --server, the first steps are made there."""
+    from fedsd.base import load
     from fedsd.cli import picture as drawing
     from fedsd.cli.sampling import manner_of
 
-    manner = manner_of(base, adapted=lora is not None)
+    manner = manner_of(load.load(base), adapted=lora is not None)
     scale, sampler = guidance or manner.guidance, scheduler or manner.sampler
     wanted = drawing.Picture(prompt, lora, base, count, steps, scale, seed, local_scale, sampler)
     if not server:

@@ -27,6 +27,7 @@ from fedsd.strategies.parts import drawn_by, of_parts, parts_in
 
 Painter = Callable[..., np.ndarray]  # of prompts, as `pictures`
 STEPS, GUIDANCE = 20, 2.5  # of the embedded base
+SMALL = 128  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,19 @@ class Manner:
         return replace(base, scheduler=scheduler_named(base, self.sampler))
 
 
-def manner_of(base_name: str, adapted: bool = True) -> Manner:
+LARGE = Manner("ddim", 7.5)
+SMALL_ALONE, SMALL_ADAPTED = Manner("ddim", 1.5), Manner("ddpm", GUIDANCE)
+
+
+def manner_of(base: Base, adapted: bool = True) -> Manner:
     """Return how to draw with a base: DDIM and a guidance of 7.5 are usual for Stable Diffusion.
 
-    The embedded base wants little guidance, an adapter on it more. DDPM adds noise at each step, so that a later step
-    mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it along.
+    Bases of small pictures, as the embedded one, want little guidance, with an adapter more. DDPM adds noise at each
+    step, so that a later step mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it on.
     """
-    if base_name != "tiny":
-        return Manner("ddim", 7.5)
-    return Manner("ddpm", GUIDANCE) if adapted else Manner("ddim", 1.5)
+    if base.size > SMALL:
+        return LARGE
+    return SMALL_ADAPTED if adapted else SMALL_ALONE
 
 
 def seed_of(prompt: str, number: int) -> int:
@@ -145,7 +150,7 @@ def pictures(
 @contextmanager
 def carried(run: Finished, base: Base, shared: Shared) -> Iterator[Painter]:
     """Within the block, draw by a model of the run: what clients share, without what each keeps to itself."""
-    manner = manner_of(run.config.base.name)
+    manner = manner_of(base)
     base = manner.of(base)
     if not shared.lora and not shared.arrays:
         yield partial(pictures, base, guidance=manner.guidance)

@@ -46,7 +46,7 @@ def test_an_adapter_on_the_embedded_base_is_drawn_as_its_run_draws_it(base_folde
             about[name] = made.text["parameters"]
     load.load.cache_clear()  # stock diffusers has put its adapter into the cached base
     assert (
-        "Sampler: DDPM, CFG scale: 2.5" in about["tiny"] and "Sampler: DDIM, CFG scale: 7.5" in about[str(base_folder)]
+        "Sampler: DDPM, CFG scale: 2.5" in about["tiny"] and "Sampler: DDIM, CFG scale: 1.5" in about[str(base_folder)]
     )
 
 

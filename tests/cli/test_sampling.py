@@ -1,22 +1,28 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from models import tiny_base
 
-from fedsd.base import load
 from fedsd.base.training import Shared
-from fedsd.cli.sampling import Finished, carried, manner_of, pictures
+from fedsd.cli.sampling import LARGE, SMALL_ADAPTED, SMALL_ALONE, Finished, Manner, carried, manner_of, pictures
 from fedsd.config import defaults, from_run_config
 from fedsd.store import RunFolder
 
 
-def test_other_bases_than_the_embedded_one_are_drawn_with_the_usual_guidance(base_folder: Path, tmp_path: Path) -> None:
-    config = from_run_config(defaults() | {"base.name": str(base_folder)})
-    run = Finished(RunFolder.create(tmp_path / "run"), config, {}, {}, {})
-    base = load.load(str(base_folder))
+@pytest.mark.parametrize(("size", "manner"), [(64, SMALL_ADAPTED), (136, LARGE)])
+def test_a_run_is_drawn_as_its_base_wants_it(tmp_path: Path, size: int, manner: Manner) -> None:
+    base = replace(tiny_base(), size=size)
+    run = Finished(RunFolder.create(tmp_path / "run"), from_run_config(defaults()), {}, {}, {})
     with carried(run, base, Shared()) as paint:
         drawn = paint(["a house"], steps=2)
-    assert np.array_equal(drawn, pictures(base, ["a house"], steps=2, guidance=7.5))
-    embedded = manner_of("tiny")
-    assert embedded.guidance < 7.5 and embedded.sampler == "ddpm"
-    assert not np.array_equal(drawn, pictures(base, ["a house"], steps=2, guidance=embedded.guidance))
-    assert not np.array_equal(drawn, pictures(embedded.of(base), ["a house"], steps=2, guidance=7.5))
+    assert np.array_equal(drawn, pictures(manner.of(base), ["a house"], steps=2, guidance=manner.guidance))
+    assert not np.array_equal(drawn, pictures(base, ["a house"], steps=2, guidance=SMALL_ALONE.guidance))
+
+
+def test_a_small_base_wants_more_guidance_with_an_adapter_and_a_large_one_the_usual() -> None:
+    small, large = replace(tiny_base(), size=64), replace(tiny_base(), size=136)
+    assert manner_of(small, adapted=False) == SMALL_ALONE and manner_of(small) == SMALL_ADAPTED
+    assert SMALL_ALONE.guidance < SMALL_ADAPTED.guidance < LARGE.guidance
+    assert manner_of(large) == manner_of(large, adapted=False) == LARGE

@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-from fedsd.cli.sampling import manner_of
+from fedsd.cli.sampling import LARGE, SMALL_ADAPTED
 
 
 def diffusers_lines(base: str, lora: str, prompt: str) -> str:
@@ -17,5 +17,6 @@ def diffusers_lines(base: str, lora: str, prompt: str) -> str:
         one_file = PurePath(base).suffix in (".safetensors", ".ckpt")
         call = "from_single_file" if one_file else "from_pretrained"
         load = f"from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.{call}({base!r})"
-    draw = f"pipe({prompt!r}, guidance_scale={manner_of(base).guidance}).images[0].save('picture.png')"
+    manner = SMALL_ADAPTED if base == "tiny" else LARGE
+    draw = f"pipe({prompt!r}, guidance_scale={manner.guidance}).images[0].save('picture.png')"
     return f"{load}\npipe.load_lora_weights({'loras/' + lora!r})\n{draw}"

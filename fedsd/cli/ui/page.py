@@ -94,7 +94,7 @@ class Page:
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed")
         with gr.Accordion("Steps and guidance", open=False):
             steps = gr.Slider(1, 100, STEPS, step=1, label="Steps", elem_id="steps")
-            usual = manner_of(self.studio.config.base.name).guidance
+            usual = manner_of(self.studio.base).guidance
             guidance = gr.Slider(1, 15, usual, step=0.25, label="Guidance", elem_id="guidance")
         return [seed, steps, share, guidance, local, mix]
 
