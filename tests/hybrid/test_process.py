@@ -121,7 +121,7 @@ def test_a_picture_is_begun_there_and_finished_here(
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (16, 16)
         assert picture.info["parameters"].startswith(
-            f"my {MARK}\nSteps: 10, Sampler: DDIM, Server steps: 3, Mix: 1.0, "
+            f"my {MARK}\nSteps: 10, Sampler: DDPM, Server steps: 3, Mix: 1.0, "
         )
         assert "Lora scale: 0.9" in picture.info["parameters"]
 
