@@ -130,7 +130,7 @@ class Study:
         """Draw into a folder of these names; returns it."""
 
         def paint(prompts: Sequence[str]) -> np.ndarray:
-            return sampling.pictures(FLAT.of(self.base), prompts, steps=self.opts.sampling_steps)
+            return sampling.pictures(FLAT.on(self.base), prompts, steps=self.opts.sampling_steps)
 
         folder = self.out.joinpath("pictures", *names)
         shutil.rmtree(folder, ignore_errors=True)  # an earlier call may have drawn more

@@ -32,8 +32,10 @@ from fedsd.base import load
 from fedsd.cli import evaluate, sampling
 
 STEPS = 25
-FLAT = sampling.Manner("lcm", sampling.GUIDANCE)  # it smooths away what an adapter is unsure of: good for flat styles
-MANNERS = {"emoji": FLAT, "pacs": sampling.SMALL_ADAPTED}
+FLAT = sampling.SamplerSettings(
+    "lcm", sampling.GUIDANCE
+)  # it smooths away what an adapter is unsure of: good for flat styles
+SETTINGS = {"emoji": FLAT, "pacs": sampling.SMALL_ADAPTED}
 OWN = ("openmoji_black", "fluent_high_contrast", "serenity_pixel")  # plainly their own; twemoji is near the base
 
 
@@ -79,7 +81,7 @@ def judge_adapters(opts: argparse.Namespace, out: Path, style: str) -> dict[str,
     """Draw a style with the base, with FedAvg's adapter and with the cluster's; return the scores of each."""
     judge, done = Judge(opts.realism), sampling.finished(out / "clustered")
     fedavg = sampling.finished(out / "fedavg").loras["mix"] if opts.fedavg_run else done.loras["fedavg"]
-    base, scores = MANNERS[opts.preset].of(load.load("tiny")), dict[str, dict[str, Any]]()
+    base, scores = SETTINGS[opts.preset].on(load.load("tiny")), dict[str, dict[str, Any]]()
     held_out = judge_pictures(judge, done, style, "split=heldout")
     train, names = judge_pictures(judge, done, style, ""), [e.caption for e in pool(done, style, "")]
     prompts = evaluate.prompts_of(done, style, opts.pictures)

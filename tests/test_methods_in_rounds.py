@@ -120,7 +120,7 @@ def test_soda_in_two_rounds_shares_shifts_and_turns(fedsd: Command, tmp_path: Pa
     stock = StableDiffusionPipeline.from_pretrained(folder)
     exported = stock.unet.down_blocks[-1].attentions[0].transformer_blocks[0].attn1.to_q.weight
     np.testing.assert_array_equal(exported.detach().numpy(), turned.detach().numpy())
-    again = sampling.SMALL_ADAPTED.of(load.load(folder))
+    again = sampling.SMALL_ADAPTED.on(load.load(folder))
     np.testing.assert_array_equal(sampling.pictures(again, ["a house"], steps=2), here)
     for command in (("export", run.path, "--to", "comfyui"), ("neutralize", run.path), ("serve", run.path)):
         code, _, err = fedsd(*command)

@@ -28,14 +28,13 @@ def neutralize(
     from fedsd.base.denoise import Split
     from fedsd.cli.neutralized_run import neutralise_run, read_prompts, table
     from fedsd.cli.run_config import read_config
-    from fedsd.cli.sampling import manner_of
+    from fedsd.cli.sampling import usual_settings
     from fedsd.hybrid.neutralize import Teaching
 
     config = read_config(folder)
     shown = read_prompts(prompts, config.data.template)
-    scale = (
-        guidance or manner_of(load.load(config.base.name), adapted=False).guidance
-    )  # early steps are nearly the base's own
+    base = load.load(config.base.name)
+    scale = guidance or usual_settings(base, adapted=False).guidance  # early steps are nearly the base's own
     cut = Split(steps, max(1, round(split * steps)), scale)
     teaching = Teaching(shown, cut, lambda_neu, lambda_mix, epochs, lr=lr, seed=seed)
     result = neutralise_run(folder.absolute(), teaching, (lambda _: None) if as_json else print)
@@ -86,11 +85,11 @@ def export(
     from fedsd.cli.comfy import Start
     from fedsd.cli.export_files import Wanted, export_run
     from fedsd.cli.run_config import read_config
-    from fedsd.cli.sampling import manner_of
+    from fedsd.cli.sampling import usual_settings
     from fedsd.client_app import private_root
 
     config = read_config(folder)
-    scale = guidance or manner_of(load.load(config.base.name)).guidance
+    scale = guidance or usual_settings(load.load(config.base.name)).guidance
     start = Start(latent, seed, Split(steps, max(1, round(split * steps)), scale)) if latent else None
     shown = prompt or config.data.template.format(label="house")
     wanted = Wanted(to, tuple(adapter or ()), trigger, shown, steps, scale, seed, client, start)

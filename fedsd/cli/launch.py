@@ -152,8 +152,8 @@ def draw_grids(folder: Path, show: Show) -> None:
     if not prompts or not missing:
         return
     base = load.load(run.config.base.name)
-    manner = sampling.manner_of(base)
-    about = {"Steps": sampling.STEPS, "CFG scale": manner.guidance, "Sampler": SAMPLERS[manner.sampler]}
+    usual = sampling.usual_settings(base)
+    about = {"Steps": sampling.STEPS, "CFG scale": usual.guidance, "Sampler": SAMPLERS[usual.sampler]}
     text = grids.parameters_text(" | ".join(prompts), {**about, "Model": run.config.base.name})
     with sampling.carried(run, base, Shared()) as paint:
         untouched = list(paint(prompts))

@@ -167,10 +167,10 @@ def generate(
     """Draw a picture with the base and an adapter; with --server, the first steps are made there."""
     from fedsd.base import load
     from fedsd.cli import picture as drawing
-    from fedsd.cli.sampling import manner_of
+    from fedsd.cli.sampling import usual_settings
 
-    manner = manner_of(load.load(base), adapted=lora is not None)
-    scale, sampler = guidance or manner.guidance, scheduler or manner.sampler
+    usual = usual_settings(load.load(base), adapted=lora is not None)
+    scale, sampler = guidance or usual.guidance, scheduler or usual.sampler
     wanted = drawing.Picture(prompt, lora, base, count, steps, scale, seed, local_scale, sampler)
     if not server:
         made = drawing.draw_pictures(wanted, out)

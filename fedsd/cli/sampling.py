@@ -100,23 +100,23 @@ def holdings(config: configuration.Config, clients: Sequence[str]) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a base is drawn. sampler: one of `schedulers.WITHOUT_MEMORY`; guidance: 1 or more."""
+class SamplerSettings:
+    """How a base is drawn. sampler: a name in `schedulers.WITHOUT_MEMORY`; guidance: of the prompt, 1 or more."""
 
     sampler: str
     guidance: float
 
-    def of(self, base: Base) -> Base:
+    def on(self, base: Base) -> Base:
         """Return the base with this sampler."""
         return replace(base, scheduler=scheduler_named(base, self.sampler))
 
 
-LARGE = Manner("ddim", 7.5)
-SMALL_ALONE, SMALL_ADAPTED = Manner("ddim", 1.5), Manner("ddpm", GUIDANCE)
+LARGE = SamplerSettings("ddim", 7.5)
+SMALL_ALONE, SMALL_ADAPTED = SamplerSettings("ddim", 1.5), SamplerSettings("ddpm", GUIDANCE)
 
 
-def manner_of(base: Base, adapted: bool = True) -> Manner:
-    """Return how to draw with a base: DDIM and a guidance of 7.5 are usual for Stable Diffusion.
+def usual_settings(base: Base, adapted: bool = True) -> SamplerSettings:
+    """Return how a base is drawn unless told otherwise: DDIM and a guidance of 7.5 are usual for Stable Diffusion.
 
     Bases of small pictures, as the embedded one, want little guidance, with an adapter more. DDPM adds noise at each
     step, so that a later step mends what a half-trained adapter got wrong in an earlier one, where DDIM carries it on.
@@ -150,17 +150,17 @@ def pictures(
 @contextmanager
 def carried(run: Finished, base: Base, shared: Shared) -> Iterator[Painter]:
     """Within the block, draw by a model of the run: what clients share, without what each keeps to itself."""
-    manner = manner_of(base)
-    base = manner.of(base)
+    usual = usual_settings(base)
+    base = usual.on(base)
     if not shared.lora and not shared.arrays:
-        yield partial(pictures, base, guidance=manner.guidance)
+        yield partial(pictures, base, guidance=usual.guidance)
         return
     name, _ = drawn_by(parts_in(shared.lora, shared.arrays))
     place = Place(run.config.training(name), 1, private_root(run.config.node.private_dir) / CACHE)
     method = METHODS[name]
     with method.carried(base, shared, place) as model:
         yield lambda prompts, **how: pictures(
-            model, prompts, said=method.written(model, place, prompts), **{"guidance": manner.guidance, **how}
+            model, prompts, said=method.written(model, place, prompts), **{"guidance": usual.guidance, **how}
         )
 
 

@@ -17,6 +17,6 @@ def diffusers_lines(base: str, lora: str, prompt: str) -> str:
         one_file = PurePath(base).suffix in (".safetensors", ".ckpt")
         call = "from_single_file" if one_file else "from_pretrained"
         load = f"from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.{call}({base!r})"
-    manner = SMALL_ADAPTED if base == "tiny" else LARGE
-    draw = f"pipe({prompt!r}, guidance_scale={manner.guidance}).images[0].save('picture.png')"
+    usual = SMALL_ADAPTED if base == "tiny" else LARGE
+    draw = f"pipe({prompt!r}, guidance_scale={usual.guidance}).images[0].save('picture.png')"
     return f"{load}\npipe.load_lora_weights({'loras/' + lora!r})\n{draw}"

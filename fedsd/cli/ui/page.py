@@ -12,7 +12,7 @@ import numpy as np
 from fedsd.cli.picture import Picture, about_server, write_pictures
 from fedsd.cli.report import sections
 from fedsd.cli.report.outcome import read_outcome
-from fedsd.cli.sampling import STEPS, grid_prompts, manner_of
+from fedsd.cli.sampling import STEPS, grid_prompts, usual_settings
 from fedsd.cli.ui import account
 from fedsd.cli.ui.studio import BASE, FEDAVG, MOST_SHARE, Moment, Studio, Wish, choices
 from fedsd.hybrid.protocol import LONGEST_PROMPT
@@ -94,7 +94,7 @@ class Page:
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed")
         with gr.Accordion("Steps and guidance", open=False):
             steps = gr.Slider(1, 100, STEPS, step=1, label="Steps", elem_id="steps")
-            usual = manner_of(self.studio.base).guidance
+            usual = usual_settings(self.studio.base).guidance
             guidance = gr.Slider(1, 15, usual, step=0.25, label="Guidance", elem_id="guidance")
         return [seed, steps, share, guidance, local, mix]
 
