@@ -28,7 +28,7 @@ from fedsd.data import shares
 from fedsd.data.example import Example
 from fedsd.data.images import pixels as read_pixels
 from fedsd.lowrank import Array, Factor, LoRA
-from fedsd.methods.table import METHODS, Method, Place
+from fedsd.methods.table import METHODS, Method, Place, rates_in
 from fedsd.privacy import key as federation
 from fedsd.privacy.style import prompt_embedding, style_embedding
 from fedsd.store import PrivateFolder
@@ -217,7 +217,8 @@ def train(message: Message, context: Context) -> Message:
     order = wire.parse_order(message)
     base = load.load(config.base.name)
     node, prepared = ready(context, config, base)
-    place, run = replace(node.place, rank=order.rank), config.run.folder or str(context.run_id)
+    rates = rates_in(order.server_round, config.run.rounds)
+    place, run = replace(node.place, rank=order.rank, rates=rates), config.run.folder or str(context.run_id)
     own = kept_before(node.private, run, order.last_round)
     pictures = Pictures(prepared.latents, [example.caption for example in node.examples])
     start, settings = Shared(order.lora, order.arrays), node.method.settings(place)

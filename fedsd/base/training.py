@@ -19,6 +19,8 @@ from fedsd.base.load import PRECISIONS, Base
 from fedsd.base.quantised import bits_of, no_gradients
 from fedsd.lowrank import Array, LoRA
 
+WARM_UP = 10  # steps
+
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
@@ -40,7 +42,8 @@ class Pictures:
 class Descent:
     """steps: optimiser steps; min_snr_gamma: 0 for none; precision: of the computation; caption_dropout: a share.
 
-    timesteps: from the first to before the second, what samples are noised to; None for all.
+    timesteps: from the first to before the second, what samples are noised to; None for all. rates: shares of the
+    learning rate, at the first step and after the last.
     """
 
     steps: int
@@ -49,6 +52,15 @@ class Descent:
     precision: str
     caption_dropout: float
     timesteps: tuple[int, int] | None = None
+    rates: tuple[float, float] = (1.0, 0.0)
+
+    def share_of_rate(self, step: int) -> float:
+        """Return the share of the learning rate at `step` of 0..steps: it warms up over ten steps and falls evenly.
+
+        What a step of small batches gets wrong stays in the model unless later and smaller ones mend it.
+        """
+        first, last = self.rates
+        return min((step + 1) / WARM_UP, first + (last - first) * step / self.steps)
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,8 @@ def descend(
 ) -> Progress:  # fmt: skip
     """Take `descent.steps` steps on L_SD with whatever the base carries; the optimisers hold what is trained.
 
-    Each of their groups names the setting of its rate as "setting", for the error. Ten steps warm up and gradients are
-    clipped to norm 1 over all groups. text_trained: captions must be encoded anew at every step.
+    Each of their groups names the setting of its rate as "setting", for the error. Rates follow `share_of_rate`, and
+    gradients are clipped to norm 1 over all groups. text_trained: captions must be encoded anew at every step.
     Raises ValueError when the base is quantised or has fewer timesteps, and when the loss stops being finite.
     """
     if bits := bits_of(base):
@@ -96,7 +108,7 @@ def descend(
     begun, losses = time.perf_counter(), list[float]()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
-    warmups = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 10)) for o in optimisers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, descent.share_of_rate) for optimiser in optimisers]
     text = None if text_trained else encode_once(base, pictures.captions)
     scaler = torch.amp.GradScaler(base.device.type, enabled=descent.precision == "float16")
     for index in batches(len(pictures.latents), descent.batch_size, descent.steps, generator):
@@ -115,9 +127,9 @@ def descend(
         for optimiser in optimisers:
             scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser, warmup in zip(optimisers, warmups, strict=True):
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
             scaler.step(optimiser)
-            warmup.step()
+            schedule.step()
         scaler.update()
     seconds, fifth = time.perf_counter() - begun, max(1, len(losses) // 5)
     images = descent.steps * min(descent.batch_size, len(pictures.latents))

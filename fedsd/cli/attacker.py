@@ -21,7 +21,7 @@ from fedsd.data.folder import read
 from fedsd.data.images import pixels
 from fedsd.data.shares import layout_of
 from fedsd.lowrank import Array, LoRA
-from fedsd.methods.table import METHODS, Place
+from fedsd.methods.table import METHODS, Place, rates_in
 from fedsd.privacy.style import image_embeddings
 
 PER_STYLE = 48  # public pictures of each style, where fedsd draws them
@@ -128,7 +128,8 @@ def _shadows_of(
 ) -> list[Shadow]:
     """Train `count` adapters as a client of the run would in its first round, each on its share of the pictures."""
     latents = encode_pixels(base, torch.from_numpy(shown))
-    method, place = METHODS["lora"], Place(config, config.lora.rank_of(0), Path())
+    method, rates = METHODS["lora"], rates_in(1, config.run.rounds)
+    place = Place(config, config.lora.rank_of(0), Path(), rates)
     found = []
     for number, part in enumerate(np.array_split(np.random.default_rng(style).permutation(len(mine)), count)):
         pictures = Pictures(latents[torch.from_numpy(part)], [mine[i].caption for i in part])

@@ -18,11 +18,20 @@ from fedsd.seeded import TOKEN
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is trained or used. rank: of factors; cache: folder of what is worked out from the base alone."""
+    """Where something is trained or used. rank: of factors; cache: folder of what is worked out from the base alone.
+
+    rates: shares of the learning rates, when training begins and when it ends.
+    """
 
     config: Config
     rank: int
     cache: Path
+    rates: tuple[float, float] = (1.0, 0.0)
+
+
+def rates_in(server_round: int, rounds: int) -> tuple[float, float]:
+    """Return the shares of the learning rates when a round begins and ends: over all rounds they fall evenly to 0."""
+    return 1 - (server_round - 1) / rounds, 1 - server_round / rounds
 
 
 @dataclass(frozen=True)
@@ -41,25 +50,26 @@ class Method:
     written: Callable[[Base, Place, Sequence[str]], list[str]] = lambda model, place, prompts: list(prompts)
 
 
-def descent(config: Config) -> Descent:
+def descent(place: Place) -> Descent:
     """Return what all methods have in common."""
-    train = config.train
+    train = place.config.train
     return Descent(
-        train.steps, train.batch_size, train.min_snr_gamma, train.precision, train.caption_dropout, train.span
-    )
+        train.steps, train.batch_size, train.min_snr_gamma, train.precision, train.caption_dropout, train.span,
+        place.rates,
+    )  # fmt: skip
 
 
 def _lora(place: Place) -> lora.Settings:
     train, of = place.config.train, place.config.lora
     return lora.Settings(
-        descent(place.config), train.lr, train.text_lr, of.text_encoder, place.rank, of.convolutions, train.lr_ratio
+        descent(place), train.lr, train.text_lr, of.text_encoder, place.rank, of.convolutions, train.lr_ratio
     )
 
 
 def _spire(place: Place) -> spire.Settings:
     train, of, own = place.config.train, place.config.lora, place.config.spire
     return spire.Settings(
-        descent(place.config), train.lr, train.text_lr, own.embedding_lr, of.text_encoder, place.rank, own.drop,
+        descent(place), train.lr, train.text_lr, own.embedding_lr, of.text_encoder, place.rank, own.drop,
         own.form, own.size, own.backbone, of.convolutions, train.lr_ratio,
     )  # fmt: skip
 
@@ -67,7 +77,7 @@ def _spire(place: Place) -> spire.Settings:
 def _soda(place: Place) -> soda.Settings:
     of = place.config.soda
     return soda.Settings(
-        descent(place.config), of.shift_lr, of.turn_lr, place.config.lora.text_encoder, of.convolutions, of.form,
+        descent(place), of.shift_lr, of.turn_lr, place.config.lora.text_encoder, of.convolutions, of.form,
         of.optimiser, place.cache,
     )  # fmt: skip
 
@@ -107,7 +117,7 @@ def token(config: Config, shared: Shared) -> Token:
 def _zo(place: Place) -> zo_token.Settings:
     of = place.config.zo
     return zo_token.Settings(
-        descent(place.config), placeholder(place.config), of.lr, of.directions, of.smoothing, of.estimator, of.span,
+        descent(place), placeholder(place.config), of.lr, of.directions, of.smoothing, of.estimator, of.span,
         of.bits, of.share,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsd.base.denoise import encode_prompts
 from fedsd.base.load import Base
-from fedsd.base.training import batches, diffusion_loss, encode_once
+from fedsd.base.training import Descent, Pictures, batches, descend, diffusion_loss, encode_once
 
 CAPTIONS = ["a cat", "two dogs", "the moon", "a red car"]
 
@@ -29,6 +29,37 @@ def test_batches_cover_all_pictures_in_every_pass(n: int, size: int, steps: int)
     passes = [part.tolist() for part in shown.split(n) if len(part) == n]
     assert len(passes) == steps * min(size, n) // n and all(sorted(part) == list(range(n)) for part in passes)
     assert n == 1 or len({tuple(part) for part in passes}) > 1  # shuffled anew
+
+
+class Recording(torch.optim.SGD):
+    """Keeps the rates that its steps took."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__([{"params": [torch.zeros(1, requires_grad=True)], "lr": rate, "setting": "train.lr"}])
+        self.rates: list[float] = []
+
+    def step(self, closure: object = None) -> None:
+        self.rates.append(self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(("first", "last"), [(1.0, 0.0), (1.0, 0.5), (0.5, 0.0)])
+def test_rates_warm_up_and_fall(base: Base, first: float, last: float) -> None:
+    """After ten steps at most the rate is on the line from one share of it to the other."""
+    optimisers = Recording(1.0), Recording(0.1)
+    pictures = Pictures(torch.zeros(1, 4, 8, 8), ["a cat"])
+    descent = Descent(40, 1, 0.0, "float32", 0.0, rates=(first, last))
+    trainable = next(base.unet.parameters())
+    trainable.requires_grad_(True)
+    try:
+        descend(base, pictures, optimisers, descent, torch.Generator(), text_trained=False)
+    finally:
+        trainable.requires_grad_(False)
+        trainable.grad = None
+    rates = optimisers[0].rates
+    line = [first + (last - first) * step / 40 for step in range(40)]
+    assert rates == pytest.approx([min(rate, (step + 1) / 10) for step, rate in enumerate(line)])
+    assert rates[0] == pytest.approx(0.1) and rates[9:] == pytest.approx(line[9:])
+    assert optimisers[1].rates == pytest.approx([rate / 10 for rate in rates])
 
 
 def one_timestep(prediction: str, beta: float) -> Base:
