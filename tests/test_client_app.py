@@ -162,7 +162,22 @@ def test_training_starts_fresh_or_from_the_order(run_config: dict) -> None:
     start = random_lora(base, 4, (3,))
     tuned = wire.parse_update(order(node, lora=start)[0])
     distance = max(np.abs(tuned.lora[layer].B - start[layer].B).max() for layer in start)
-    assert 0 < distance < 0.01  # two warm-up steps of train.lr 2e-3 from where the order began
+    assert 0 < distance < 0.01  # two warm-up steps of train.lr from where the order began
+
+
+def test_rates_fall_over_the_rounds_of_the_run(run_config: dict) -> None:
+    """B begins as zeros, and Adam's one step is as long as its rate."""
+    moved = {}
+    for server_round in (1, 100):
+        node = simulated(run_config | {"run.rounds": 100, "train.steps": 1})
+        lora = wire.parse_update(order(node, server_round=server_round)[0]).lora
+        moved[server_round] = max(np.abs(factor.B).max() for name, factor in lora.items() if name.startswith("unet"))
+    assert moved == pytest.approx({1: 0.1 * 8e-3, 100: 0.01 * 8e-3}, rel=1e-2)
+
+
+def test_a_round_after_the_last_is_no_round_of_the_run(run_config: dict) -> None:
+    reply = order(simulated(run_config | {"run.rounds": 3}), server_round=4)[0]
+    assert reply.has_error() and "round 4 and run.rounds is 3; set run.rounds" in reply.error.reason
 
 
 def test_the_reply_is_encoded_as_the_order_asks(run_config: dict) -> None:

@@ -30,7 +30,15 @@ class Place:
 
 
 def rates_in(server_round: int, rounds: int) -> tuple[float, float]:
-    """Return the shares of the learning rates when a round begins and ends: over all rounds they fall evenly to 0."""
+    """Return the shares of the learning rates when round 1..rounds begins and ends: over all they fall evenly to 0.
+
+    Raises ValueError for a later round, whose rates would be below 0.
+    """
+    if server_round > rounds:
+        raise ValueError(
+            f"the server is in round {server_round} and run.rounds is {rounds}; set run.rounds to the number of rounds "
+            "that the strategy is started with"
+        )
     return 1 - (server_round - 1) / rounds, 1 - server_round / rounds
 
 
