@@ -3,7 +3,7 @@
     python benchmarks/soda.py --data DIR --realism SCRIPT [--jobs 2] [--out DIR]
 
 DIR is a folder of emoji with an index.csv as the preset `emoji` reads it. For each style every method trains on the
-same pictures, in the same order and with the same noise, and draws the same prompts from the same seeds. LoRA, OFT and
+same pictures, in the same order and with the same noise, and draws the same prompts from the same seeds by LCM's sampler. LoRA, OFT and
 HRA have the smallest size whose parameters are no fewer than SODA's, BOFT has PEFT's own block of 4 (where its CUDA
 extension cannot be built, PEFT turns BOFT into one layer of blocks and a scale); SVDiff is SODA without its rotation.
 All adapt the same layers: the attention of U-Net and text encoder, as the preset `soda` does.
@@ -37,7 +37,7 @@ from PIL import Image
 from points import given, record
 from section import table
 from soda_peers import PEERS, RATES, Training, sd15_sizes, train, within
-from styles import run
+from styles import FLAT, run
 
 from fedsd import config as configuration
 from fedsd.base import load
@@ -131,7 +131,7 @@ def scored(plan: Plan, style: str, model: AbstractContextManager[Base], folder: 
     base, real, judge = load.load("tiny"), real_of(plan, style), judge_of(plan.realism)
     prompts = real.prompts(plan.pictures)
     with model as carrying:
-        evaluate.draw(partial(sampling.pictures, carrying, steps=plan.draw_steps), prompts, folder)
+        evaluate.draw(partial(sampling.pictures, FLAT.on(carrying), steps=plan.draw_steps), prompts, folder)
     if load.weights_sha(base.unet, base.text_encoder, base.vae) != base.sha:
         raise RuntimeError(f"the base was changed by what drew {folder}")
     fake = judge.features(folder)
@@ -179,7 +179,22 @@ def measured(
 
 
 def federated(plan: Plan, style: str, rate: float, rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """Run the preset with four clients of one style; judge their mean and what each of them last sent."""
+    """Judge the mean of four clients of one style, what each of them last sent, and what each becomes alone.
+
+    Alone is a run of one round with as many steps in all: the same clients, pictures and rates, and no mean between.
+    """
+    together, alone = (four_clients(plan, style, rate, *how) for how in ((rounds, steps), (1, rounds * steps)))
+    models = {"mean": sampling.finished(together).arrays["fedavg"]} | last_sent(together, "")
+    base, form, scores = load.load("tiny"), sampling.finished(together).config.soda.form, {}
+    for name, arrays in (models | last_sent(alone, " alone")).items():
+        model = within(base, soda.adapted(base, Shared(arrays=arrays), form))
+        scores[name] = scored(plan, style, model, plan.out / "pictures" / together.name / name)
+        print("federated", style, name, json.dumps(scores[name]), flush=True)
+    return scores
+
+
+def four_clients(plan: Plan, style: str, rate: float, rounds: int, steps: int) -> Path:
+    """Run the preset with four clients of one style, unless it is there; returns its folder."""
     how = plan.training
     sets = {key: value for key, value in read_preset("emoji").items() if key.startswith("data.")} | {
         "data.styles": style, "node.private-dir": plan.out / "nodes", "strategy.name": "fedavg", "run.record": "true",
@@ -189,14 +204,13 @@ def federated(plan: Plan, style: str, rate: float, rounds: int, steps: int) -> d
     folder = plan.out / f"federated-{style}-{rounds}x{steps}-{rate:g}"
     more = [part for key, value in sets.items() for part in ("-s", f"{key}={value}")]
     run("soda", plan.data, folder, ["--no-report", *more], clients=4)
-    done, received, base = sampling.finished(folder), received_updates(folder), load.load("tiny")
-    models = {"mean": done.arrays["fedavg"]} | {c: u.arrays for c, u in sorted(received[max(received)].items())}
-    scores = {}
-    for name, arrays in models.items():
-        model = within(base, soda.adapted(base, Shared(arrays=arrays), done.config.soda.form))
-        scores[name] = scored(plan, style, model, plan.out / "pictures" / folder.name / name)
-        print("federated", style, name, json.dumps(scores[name]), flush=True)
-    return scores
+    return folder
+
+
+def last_sent(folder: Path, told: str) -> dict[str, Any]:
+    """Return the arrays that each client sent in the last round, by its name with `told` behind it."""
+    received = received_updates(folder)
+    return {f"{client}{told}": update.arrays for client, update in sorted(received[max(received)].items())}
 
 
 def summary(plan: Plan, scores: Mapping[str, Scores], fleet: Scores) -> int:
@@ -294,8 +308,10 @@ def main() -> None:
     if set(styles) == set(STYLES.split(",")):
         keep("soda.wins_of_8", wins, ">= 6")
     if fleet:
-        best = min(score["kid"] for name, score in fleet.items() if name != "mean")
-        keep("soda.federated_kid_over_best_client", fleet["mean"]["kid"] / best, "< 1")
+        alone = min(score["kid"] for name, score in fleet.items() if name.endswith(" alone"))
+        sent = min(score["kid"] for name, score in fleet.items() if name != "mean" and not name.endswith(" alone"))
+        keep("soda.federated_kid_over_best_client", fleet["mean"]["kid"] / sent, "< 1")
+        keep("soda.federated_kid_over_best_alone", fleet["mean"]["kid"] / alone, "< 1")
 
 
 if __name__ == "__main__":
