@@ -3,10 +3,10 @@
     python benchmarks/soda.py --data DIR --realism SCRIPT [--jobs 2] [--out DIR]
 
 DIR is a folder of emoji with an index.csv as the preset `emoji` reads it. For each style every method trains on the
-same pictures, in the same order and with the same noise, and draws the same prompts from the same seeds by LCM's sampler. LoRA, OFT and
-HRA have the smallest size whose parameters are no fewer than SODA's, BOFT has PEFT's own block of 4 (where its CUDA
-extension cannot be built, PEFT turns BOFT into one layer of blocks and a scale); SVDiff is SODA without its rotation.
-All adapt the same layers: the attention of U-Net and text encoder, as the preset `soda` does.
+same pictures, in the same order and with the same noise, and draws the same prompts from the same seeds by LCM's
+sampler. LoRA, OFT and HRA have the smallest size whose parameters are no fewer than SODA's, BOFT has PEFT's own block
+of 4 (where its CUDA extension cannot be built, PEFT turns BOFT into one layer of blocks and a scale); SVDiff is SODA
+without its rotation. All adapt the same layers: the attention of U-Net and text encoder, as the preset `soda` does.
 
 Each method has a learning rate of its own, of two candidates the one with the lower KID on the style `--sweep`, which
 counts like any other style; `--rate METHOD=RATE` leaves the choice out. LoRA has 0.3 of it in the text encoder, as in
