@@ -83,7 +83,7 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
     size = float(np.mean(sizes))
     trained = Counter(place.config.method.name for place in places.values())
     what = ", ".join(f"{method} x {count}" if len(trained) > 1 else method for method, count in trained.items())
-    what += f" ranks {','.join(map(str, ranks))}" if ranks else ""
+    what += f" {_said(ranks)}" if ranks else ""
     counts = "  ".join(f"{style} {count}" for style, count in sorted(styles.items()))
     version, upload = metadata.version("fedsd"), 4 * size / 1e6
     show(f"fedsd {version}  base {config.base.name}  cpus {machine.cpus}  gpus {machine.gpus}  run {config.run.folder}")
@@ -93,6 +93,16 @@ def plan(flat: Mapping[str, configuration.Value], clients: int, show: Show) -> P
         f"{config.strategy.name}  {what}  upload {upload:.2f} MB per client"
     )
     return Plan(machine, config, dict(styles))
+
+
+def _said(ranks: list[int]) -> str:
+    """Clients' ranks in words: one by one where a line holds them, else how many clients have each."""
+    counts = Counter(ranks)
+    if len(counts) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) <= 8:
+        return f"ranks {','.join(map(str, ranks))}"
+    return "ranks " + ", ".join(f"{rank} x {count}" for rank, count in sorted(counts.items()))
 
 
 def _gpus() -> int:

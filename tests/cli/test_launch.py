@@ -26,6 +26,21 @@ def test_the_plan_of_a_mixed_fleet_counts_its_methods(tmp_path):
     assert "lora x 2, spire x 1, zo-token x 1 ranks 4,8,16  upload" in shown[-1]
 
 
+@pytest.mark.parametrize(
+    ("clients", "ranks", "said"),
+    [
+        (4, "8", "lora rank 8  upload"),
+        (4, "4,8", "lora ranks 4,8,4,8  upload"),
+        (9, "8,4", "ranks 4 x 4, 8 x 5  upload"),
+    ],
+)
+def test_the_plan_says_the_ranks_of_a_large_fleet_by_their_counts(clients, ranks, said, tmp_path):
+    given = {"lora.ranks": ranks, "node.private-dir": str(tmp_path), "data.per-style": 8}
+    shown: list[str] = []
+    plan(configuration.defaults() | given, clients, shown.append)
+    assert said in shown[-1]
+
+
 def test_the_progress_shows_the_server_warning_of_a_name_that_nobody_bears(tmp_path):
     shown: list[str] = []
     progress = Progress(tmp_path, shown.append)
