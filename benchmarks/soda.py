@@ -184,10 +184,10 @@ def federated(plan: Plan, style: str, rate: float, rounds: int, steps: int) -> d
     Alone is a run of one round with as many steps in all: the same clients, pictures and rates, and no mean between.
     """
     together, alone = (four_clients(plan, style, rate, *how) for how in ((rounds, steps), (1, rounds * steps)))
-    models = {"mean": sampling.finished(together).arrays["fedavg"]} | last_sent(together, "")
-    base, form, scores = load.load("tiny"), sampling.finished(together).config.soda.form, {}
-    for name, arrays in (models | last_sent(alone, " alone")).items():
-        model = within(base, soda.adapted(base, Shared(arrays=arrays), form))
+    done, base, scores = sampling.finished(together), load.load("tiny"), {}
+    models = {"mean": done.arrays["fedavg"]} | last_sent(together, "sent") | last_sent(alone, "alone")
+    for name, arrays in models.items():
+        model = within(base, soda.adapted(base, Shared(arrays=arrays), done.config.soda.form))
         scores[name] = scored(plan, style, model, plan.out / "pictures" / together.name / name)
         print("federated", style, name, json.dumps(scores[name]), flush=True)
     return scores
@@ -207,10 +207,10 @@ def four_clients(plan: Plan, style: str, rate: float, rounds: int, steps: int) -
     return folder
 
 
-def last_sent(folder: Path, told: str) -> dict[str, Any]:
-    """Return the arrays that each client sent in the last round, by its name with `told` behind it."""
+def last_sent(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the arrays that each client sent in the last round, by "KIND CLIENT"."""
     received = received_updates(folder)
-    return {f"{client}{told}": update.arrays for client, update in sorted(received[max(received)].items())}
+    return {f"{kind} {client}": update.arrays for client, update in sorted(received[max(received)].items())}
 
 
 def summary(plan: Plan, scores: Mapping[str, Scores], fleet: Scores) -> int:
@@ -308,10 +308,12 @@ def main() -> None:
     if set(styles) == set(STYLES.split(",")):
         keep("soda.wins_of_8", wins, ">= 6")
     if fleet:
-        alone = min(score["kid"] for name, score in fleet.items() if name.endswith(" alone"))
-        sent = min(score["kid"] for name, score in fleet.items() if name != "mean" and not name.endswith(" alone"))
-        keep("soda.federated_kid_over_best_client", fleet["mean"]["kid"] / sent, "< 1")
-        keep("soda.federated_kid_over_best_alone", fleet["mean"]["kid"] / alone, "< 1")
+        best = {
+            kind: min(score["kid"] for name, score in fleet.items() if name.startswith(kind))
+            for kind in ("sent", "alone")
+        }
+        keep("soda.federated_kid_over_best_client", fleet["mean"]["kid"] / best["sent"], "< 1")
+        keep("soda.federated_kid_over_best_alone", fleet["mean"]["kid"] / best["alone"], "< 1")
 
 
 if __name__ == "__main__":

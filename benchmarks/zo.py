@@ -213,7 +213,10 @@ def steps_to(
     base: Base, clients: list[Pictures], held_out: Pictures, goal: float, settings: zo_token.Settings, rounds: int,
     seed: int,
 ) -> int:  # fmt: skip
-    """Return the steps that each client took until the mean token's loss was at the goal, or `rounds` were over."""
+    """Return the steps that each client took until the mean token's loss was at the goal, or `rounds` were over.
+
+    Those that never come there count as having come at the end, which makes their mean too small.
+    """
     shared, own = Shared(), [dict[str, np.ndarray]() for _ in clients]
     for server_round in range(rounds):
         done = [
